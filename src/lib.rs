@@ -17,46 +17,45 @@
 //! | [`protocol`] | every message, to a line and back |
 //! | [`wire`] | bounded lines and packets, TLS, the certificate |
 //! | [`crypto`] | keys, envelopes, chunks of files, the key file |
-//! | [`encoding`], [`name`], [`disk`], [`records`], [`clock`], [`cli`], `sync` | small things that everyone needs |
+//! | [`encoding`], [`name`], [`disk`], [`records`], [`clock`], [`cli`], `sync` | small modules that all rooms use |
 //!
-//! # A message on its way
+//! # The path of a message
 //!
-//! A typed line becomes a [`Command`](client::command::Command); the
-//! [`Session`](client::session::Session) seals it ([`Sealed`](crypto::envelope::Sealed)),
-//! wraps its key for each recipient and hands an `encrypted_send` to the
-//! [`Link`](client::net::link::Link). The server's [`connection`](server::connection) decodes it,
-//! [`routing`](server::routing) checks where it goes and puts it, with each recipient's own
-//! wrapped key, into their [`Outbox`](server::session::outbox::Outbox); what goes to many is sent by the
-//! [`flusher`](server::session::flush). A recipient's
+//! A typed line becomes a [`Command`](client::command::Command). The [`Session`](client::session::Session) seals it
+//! ([`Sealed`](crypto::envelope::Sealed)), wraps its key for each recipient, and passes an `encrypted_send` to the
+//! [`Link`](client::net::link::Link). The server's [`connection`](server::connection) decodes it.
+//! [`routing`](server::routing) checks its recipients and queues it, with each recipient's own wrapped key, in their
+//! [`Outbox`](server::session::outbox::Outbox); the [`flusher`](server::session::flush) sends broadcasts. A recipient's
 //! session checks signature, recipient and order, decrypts, sanitises and shows an [`Entry`](client::entry::Entry).
 //!
-//! # A connection on its way out
+//! # The end of a connection
 //!
-//! A session outlives it. What was sent stays in the [`SendWindow`](wire::window::SendWindow) of either side until the other
-//! acknowledges it. [`liveness`](wire::liveness) decides on both sides that the connection is dead. The client comes back
-//! ([`reconnect`](client::net::reconnect)), [`login`](server::login) attaches the new connection to the session
-//! ([`outbox`](server::session::outbox) says why that is safe), and both sides send again exactly what the other has not received. A
-//! session that nobody resumes ends after a minute.
+//! A session outlives its connection. Each side keeps sent frames in a [`SendWindow`](wire::window::SendWindow) until
+//! the peer acknowledges them. [`liveness`](wire::liveness) decides on both sides that a connection is dead. The client
+//! reconnects ([`reconnect`](client::net::reconnect)), [`login`](server::login) attaches the new connection to the
+//! session ([`outbox`](server::session::outbox) says why that is safe), and both sides resend exactly the frames that
+//! the peer has not received. A session that nobody resumes ends after a minute.
 //!
-//! # A file on its way
+//! # The path of a file
 //!
-//! Offer, answer and end are envelopes like any other ([`files`](client::session::files)). The chunks
-//! between them go past the session, which starts the [jobs of a transfer](client::transfer): one hashes the file, one reads
-//! and seals groups of chunks ([`Plan`](crypto::chunk::Plan)), the [`Link`](client::net::link::Link) sends them as packets behind
-//! all lines, the server's [`routing`](server::routing) relays as many as the recipient has granted, and the recipient's job
-//! checks, decrypts and writes them into a [`Part`](client::file::Part), which gets its name when its hash is right.
+//! Offer, answer and end are envelopes like any other ([`files`](client::session::files)). The chunks between them
+//! bypass the session, which only starts the [jobs of a transfer](client::transfer). The sender's jobs hash the file,
+//! and read and seal groups of chunks ([`Plan`](crypto::chunk::Plan)). The [`Link`](client::net::link::Link) sends them
+//! as packets after all lines, and the server's [`routing`](server::routing) relays as many as the recipient has
+//! granted. The recipient's job checks, decrypts and writes them into a [`Part`](client::file::Part), which gets its
+//! final name when its hash is right.
 //!
-//! # What stays on disk
+//! # Files on disk
 //!
-//! Of messages nothing, unless somebody asks for it: then [`history`](client::store::history) seals what the session shows.
-//! Whatever is a list, on both sides, is a file of [`records`], which erases nothing that it does not understand.
+//! Messages are not stored, unless the user asks for it: then [`history`](client::store::history) seals what the
+//! session shows. Every list, on both sides, is a file of [`records`], which erases nothing that it cannot read.
 //!
 //! # Invariants
 //!
 //! - The server can name no private key and nothing that opens an envelope: it imports
 //!   [`crypto::public`] and, from [`protocol`], an envelope as it is sent, never [`crypto::keys`] or
 //!   [`crypto::envelope`] (`tests/spec/tidy.rs`).
-//! - Everything from wire or disk is bounded before it is parsed and typed after: a
+//! - Everything from wire or disk is bounded before it is parsed, and typed after that: a
 //!   [`Username`](name::Username) is valid, a [`Fixed`](encoding::Fixed) has its length.
 //! - Only [`PendingLogin::verify`](auth::PendingLogin::verify) makes an
 //!   [`Authenticated`](auth::Authenticated), only
@@ -65,8 +64,8 @@
 //!   [`Envelope::verify`](crypto::envelope::Envelope::verify) makes a
 //!   [`Verified`](crypto::envelope::Verified), and only
 //!   [`Unverified::trust`](wire::tls::Unverified::trust) gives a client its channel.
-//! - No lock is held while a thread waits for the other side; no wait for it is without a deadline, and nothing that it can
-//!   make grow without a bound. ([`outbox`](server::session::outbox) says in which order locks are taken.)
+//! - No thread holds a lock while it waits for a peer. Every wait for a peer has a deadline, and everything that a peer
+//!   can make grow has a limit. ([`outbox`](server::session::outbox) states the order of the locks.)
 //! - All text from others is sanitised at one point, [`client::text::sanitise`].
 
 #![forbid(unsafe_code)]

@@ -1,7 +1,7 @@
-//! Performs what a session asks for, whichever front end shows it: messages to the server, files, keys, passwords.
+//! Performs the actions of a session, for both front ends: messages to the server, files, keys, passwords.
 //!
-//! Invariant: whatever takes long has a thread of its own, and its outcome returns as an [`Event`] through the
-//! [`Inbox`]: the state has one owner. [`drive`] is the only loop over effects.
+//! Invariant: every long operation has its own thread, and its outcome returns as an [`Event`] through the [`Inbox`],
+//! so that the state has one owner. [`drive`] is the only loop over effects.
 
 use super::error::{ChangeError, StartError};
 use super::net::connect::Connection;
@@ -26,12 +26,12 @@ use std::time::Instant;
 /// Gives the old and the new password. Called on a thread: reading them may take long.
 pub type Passwords = Box<dyn FnOnce() -> Result<(Password, Password), StartError> + Send>;
 
-/// What shows a session: the full screen, or plain mode.
+/// A front end: the full screen, or plain mode.
 pub trait Front {
-    /// Shows something; the event that follows from it, if any.
+    /// Shows something; returns the event that follows from it, if any.
     fn display(&mut self, display: Display) -> Option<Event>;
 
-    /// The passwords of a change: the new one from this file, or both as they were typed.
+    /// The passwords of a change: the new one from this file, or both as typed.
     fn passwords(&mut self, file: Option<String>) -> Passwords;
 }
 
@@ -64,7 +64,7 @@ impl Backend {
     /// Starts the threads. `wake` is called when an event waits, and does not wait itself.
     ///
     /// # Errors
-    /// If no thread can be started.
+    /// If a thread cannot be started.
     pub fn start(
         me: &Username,
         (connection, way): (Connection, Way),
@@ -92,12 +92,12 @@ impl Backend {
         self.inbox.is_empty()
     }
 
-    /// A key was pressed, or a line came.
+    /// Notes that a key was pressed, or a line arrived.
     pub fn touch(&self) {
         self.link.touch();
     }
 
-    /// Does what the session asks for; returns a failure that shows at once.
+    /// Performs an action; returns the event of an immediate failure.
     fn perform(&self, action: Action, front: &mut impl Front) -> Option<Event> {
         match action {
             Action::Send(message) => {
@@ -110,7 +110,7 @@ impl Backend {
             Action::MakeSessionKey => {
                 let inbox = self.inbox.clone();
                 let make = move || _ = inbox.report(Event::NewKey(Box::new(SessionKey::generate())));
-                // Without a thread there is no key now; the session asks again in ten minutes.
+                // Without a thread there is no key now; the session requests it again in ten minutes.
                 let _ = spawn("key", make);
             }
             Action::ChangePassword(file) => {
@@ -141,7 +141,7 @@ impl Backend {
         self.link.end();
     }
 
-    /// Ends the connection when everything queued is sent; soon, if the end does not wait.
+    /// Ends the connection when everything queued is sent; soon, if the exit does not wait.
     pub fn finish(self, exit: &Exit) {
         if !exit.waits {
             // Otherwise other users see us online until the grace period ends.

@@ -1,6 +1,6 @@
-//! A password in the first line of a file that nobody else may read.
+//! Reads a password from the first line of a file that other users must not be able to read.
 //!
-//! Invariant: the password is in no buffer that is not wiped, and no file is read further than a password can reach.
+//! Invariant: every buffer with the password is wiped, and no file is read further than the longest password.
 
 use super::error::StartError;
 use crate::crypto::secret::Password;
@@ -14,7 +14,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// The longest password in a file, in bytes: longer than any, so that a wrong path is not read whole.
+/// The longest password in a file, in bytes; limits the damage of a wrong path.
 const MAX_PASSWORD: u64 = 1024;
 /// A pipe may come from a password manager that asks its user first.
 const PASSWORD_PATIENCE: Duration = Duration::from_secs(30);
@@ -29,7 +29,7 @@ pub fn read(path: &Path) -> Result<Password, StartError> {
 }
 
 fn read_within(path: &Path, patience: Duration) -> Result<Password, StartError> {
-    // A thread, because opening a pipe blocks until somebody writes to it.
+    // A thread, because opening a pipe blocks until a program writes to it.
     let (sender, read) = sync_channel(1);
     let file = path.to_path_buf();
     spawn("password file", move || _ = sender.send(first_line(&file))).map_err(StartError::Disk)?;
@@ -53,7 +53,7 @@ fn first_line(path: &Path) -> Result<Password, String> {
         return Err("other users can read this password file: chmod 600 it".into());
     }
     let mut line = Zeroizing::new(Vec::with_capacity(MAX_PASSWORD as usize + 1));
-    // No large buffer, which would keep a copy.
+    // No large buffer, because it would keep a copy.
     let mut reader = BufReader::with_capacity(1, file.take(MAX_PASSWORD + 1));
     reader.read_until(b'\n', &mut line).map_err(|error| disk::reason(&error))?;
     if line.len() as u64 > MAX_PASSWORD {

@@ -63,7 +63,7 @@ fn gated(server: &Server) -> (Gate, Client, Client) {
     (gate, alice, bob)
 }
 
-/// Offers a file from the home folder of `from`; the line that `to` sees.
+/// Offers a file from the home folder of `from`, and returns the line that `to` sees.
 fn offer(from: &mut Client, to: &mut Client, path: &str) -> String {
     from.ask(&format!("/sendfile {} {path}", to.name), &format!(" is offered to {}", to.name));
     to.expect(&format!("* {} offers you a file: ", from.name))
@@ -88,7 +88,7 @@ fn is_quiet(one: &mut Client, other: &mut Client) {
     talks(other, one);
 }
 
-/// Alice, behind the gate, halfway through sending a big file to bob.
+/// Alice, behind a gate, has sent half of a big file to bob.
 struct Middle {
     server: Server,
     gate: Gate,
@@ -139,7 +139,7 @@ fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     assert_eq!(whole.ino(), facts.ino(), "the same part is continued");
 }
 
-// ---- what arrives
+// ---- received files
 
 /// PROTOCOL#asked-for, PROTOCOL#whole-file.
 #[test]
@@ -537,7 +537,7 @@ fn files_command_lists_partial_files() {
     }
 }
 
-// ---- what is ended
+// ---- cancelled transfers
 
 /// PROTOCOL#file_cancel.
 #[test]
@@ -673,7 +673,7 @@ fn file_arrives_over_a_line_that_changes_and_jitters() {
     is_quiet(&mut alice, &mut bob);
 }
 
-// ---- what goes on
+// ---- resumed transfers
 
 /// PROTOCOL#go-on.
 #[test]
@@ -782,7 +782,7 @@ fn tampered_part_is_refused_at_the_end_and_restarted() {
     }
 }
 
-// ---- what goes wrong
+// ---- failures
 
 /// PROTOCOL#whole-file.
 #[test]
@@ -862,7 +862,7 @@ fn full_disk_ends_only_the_transfer() {
     is_quiet(&mut alice, &mut bob);
 }
 
-// ---- the end
+// ---- the exit
 
 #[test]
 fn end_of_input_waits_for_transfers_in_progress() {

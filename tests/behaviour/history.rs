@@ -1,5 +1,5 @@
-//! `--keep-history` with real programs: the next session finds the messages, nobody else can read the file, there is
-//! none without the option, and `/history forget` erases it.
+//! `--keep-history` with real programs: the next session finds the messages, nobody else can read the file, without the
+//! option there is no file, and `/history forget` erases it.
 
 use crate::support::{Client, DATA, Folder, NEW, Server, files, until};
 use std::fs::{self, File};

@@ -30,7 +30,7 @@ fn password_file_may_begin_with_a_byte_order_mark() {
     server.client_in(&alice.home, "alice", &again).ready().leaves();
 }
 
-// ---- as an attacker would
+// ---- raw requests of an attacker
 
 /// A change to [`NEW`], signed by `signer`.
 fn change(
@@ -262,7 +262,7 @@ fn crossing_change_and_login_accept_only_the_first() {
     assert!(server.opens(&alice, NEW));
 }
 
-// ---- as a person does
+// ---- real clients
 
 /// A user's folder and the files in it.
 struct Home(Arc<Folder>);
@@ -550,7 +550,7 @@ fn kill_during_a_change_leaves_one_working_password() {
     }
 }
 
-// ---- what the key file knows of its accounts
+// ---- the key file's list of logins
 
 const UNEXPECTED: &str =
     "this server does not ask for your password as your key file expects, so nothing was sent";
@@ -650,7 +650,7 @@ fn lost_or_restored_account_is_registered_again_with_its_key() {
     assert!(key(&home).expect("opens").public().fingerprint() == before, "nobody sees another key");
 }
 
-// ---- the server's file
+// ---- the server's users.json
 
 #[test]
 fn start_removes_superseded_records_and_keeps_the_old_file() {

@@ -1,6 +1,6 @@
 //! Broken connections as clients see them: real clients in plain mode behind a [`Gate`] that cuts. Within the grace
-//! period nothing is lost or doubled in either direction, and other users notice nothing. Later, the client logs in
-//! again and reports exactly what may not have arrived. `tests/hostile/server.rs` has what a lying server can do then.
+//! period nothing is lost or repeated in either direction, and other users notice nothing. Later, the client logs in
+//! again and reports exactly what may not have arrived. `tests/hostile/server.rs` plays lying servers.
 
 use crate::support::{
     self, Client, Folder, Gate, MIB, NEW, PASSWORD, Person, Raw, Server, exchange, gated, interrupt, noise,
@@ -77,7 +77,7 @@ fn presence(lines: &[String]) -> Vec<&String> {
     lines.iter().filter(of).collect()
 }
 
-// ---- within the grace
+// ---- within the grace period
 
 /// PROTOCOL#outlives, PROTOCOL#sent-again.
 #[test]
@@ -250,7 +250,7 @@ fn end_of_input_while_disconnected_succeeds_after_a_resume() {
     assert!(status == 0 && lines.contains(&"<alice -> bob> hello".into()), "{lines:#?}");
 }
 
-// ---- silence, with the real times
+// ---- silence, in real time
 
 /// Sends five messages each way while the relay holds its directions.
 fn silence(two: &mut Two, up: bool, down: bool) {
@@ -358,7 +358,7 @@ fn silence_of_any_length_and_direction_ends_no_client() {
     });
 }
 
-// ---- after it
+// ---- after the grace period
 
 /// Exactly `lost` is reported as messages that may not have arrived.
 fn told_as_lost(lines: &[String], lost: &[&str]) {
@@ -435,7 +435,7 @@ fn restarted_server_is_found_again_each_time() {
     }
 }
 
-// ---- what ends it
+// ---- final ends
 
 /// PROTOCOL#elsewhere.
 #[test]

@@ -107,7 +107,7 @@ impl Scene {
         assert_eq!(std::fs::read_to_string(home.path("errors")).expect("there"), "", "the server complained");
     }
 
-    /// Sends one line on a new connection; the code of the error, after which the connection is closed.
+    /// Sends one line on a new connection; returns the code of the error, after which the connection must be closed.
     fn refusal(&self, line: &[u8]) -> String {
         let mut raw = self.server.raw();
         raw.bytes(line);
@@ -139,7 +139,7 @@ fn false_response(person: &Person) -> Vec<u8> {
     person.false_response().encode()
 }
 
-/// An envelope as far as the server can see.
+/// An envelope that only the server accepts.
 fn letter(from: &Person, targets: &[&str]) -> EncryptedSend {
     support::letter(from, targets, 7, 256)
 }

@@ -295,7 +295,7 @@ impl Mallory {
         self.raw.say(&grant(&victim, id, count));
     }
 
-    /// Whether no packet of this transfer has arrived.
+    /// Whether no packet of this transfer has arrived so far.
     fn has_no_packet(&mut self, id: TransferId) -> bool {
         self.raw.say(&ClientMessage::Ping);
         self.want("a pong", |told| matches!(told, Told::Message(ServerMessage::Pong)).then_some(()));
@@ -363,7 +363,7 @@ impl Mallory {
     }
 }
 
-/// A client, and mallory who means it.
+/// A client, and mallory, who attacks it.
 fn scene(victim: &str) -> (Server, Client, Mallory) {
     let server = Server::start();
     let mut victim = server.client(victim).ready();
@@ -399,7 +399,7 @@ fn send(pair: &mut Pair, file: &str, content: &[u8]) {
     pair.bob.say("/acceptfile");
 }
 
-/// They never noticed anything.
+/// Checks that they noticed nothing.
 fn close(pair: Pair, mut server: Server) {
     pair.close();
     assert!(server.child.try_wait().expect("its state").is_none(), "the server has ended");
@@ -915,7 +915,7 @@ fn tapped() -> (Server, Operator, Operator, Pair) {
     (server, to_alice, to_bob, pair)
 }
 
-/// What becomes of the packet with this number; lines pass.
+/// Sets a rule for the packet with this number; lines pass unchanged.
 fn packets(
     operator: &Operator,
     mut change: impl FnMut(usize, TransferId, Vec<u8>) -> Vec<Vec<u8>> + Send + 'static,
@@ -930,7 +930,7 @@ fn packets(
     });
 }
 
-/// What becomes of each grant; all else passes.
+/// Sets a rule for each grant; everything else passes unchanged.
 fn grants(operator: &Operator, mut change: impl FnMut(Grant) -> Vec<Vec<u8>> + Send + 'static) {
     operator.rule(move |heard| match heard {
         Heard::Message(ServerMessage::Grant(grant)) => change(grant),

@@ -1089,7 +1089,7 @@ fn pause_lasts_as_long_as_any_error_asks() {
     }
 }
 
-// ---- an output that nobody reads
+// ---- unread output
 
 impl Stage {
     /// Bob's client, whose output nobody reads, and the pipe for its output.
@@ -1295,7 +1295,7 @@ fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
 /// PROTOCOL#version, PROTOCOL#rounds, PROTOCOL#challenge-once, PROTOCOL#known-logins.
 #[test]
 fn failed_login_at_any_step_gives_a_reason_and_status_1() {
-    /// How far the login goes before.
+    /// The step of the login before the attack.
     enum After {
         Connecting,
         Request,
@@ -1303,7 +1303,7 @@ fn failed_login_at_any_step_gives_a_reason_and_status_1() {
     }
     use After::{Connecting, Request, Response};
     type Play = fn(&Line);
-    // Whether the client leaves without an answer.
+    // Whether the client ends without an answer.
     let (silent, open) = (true, false);
     let false_login = "this server does not ask for your password as your key file expects";
     const MISCHIEF: &str = "x\n<alice> hi\u{1b}[2J\u{9b}\u{202e}";
@@ -2034,7 +2034,7 @@ fn user_cannot_sign_for_another_or_forward_private_text() {
     assert!(!lines.iter().any(|line| line.contains("I am bob") || line.contains("us two")), "{lines:#?}");
 }
 
-// ---- who the server is
+// ---- the server's identity
 
 fn run(home: &Folder, port: u16, arguments: &[&str]) -> (i32, Vec<String>) {
     run_client(home, port, PASSWORD, &[&["--user", "alice", "--register"], arguments].concat())

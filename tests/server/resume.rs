@@ -252,7 +252,7 @@ fn answer(mut raw: Raw, proof: Resume) -> Option<String> {
 
 const NO_SESSION: &str = "no_session";
 
-/// An envelope as far as the server can see: for one user, or for all of them.
+/// An envelope that only the server accepts: for one user, or for all of them.
 fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> ClientMessage {
     let mut letter = support::letter(from, targets, number, size);
     if let [one] = targets {

@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-/// The reason why a start on this data folder is refused. `--check` reports the same, and neither changes `path`.
+/// The reason why a start on this data folder is refused. Checks that `--check` reports the same, and that neither
+/// changes `path`.
 fn refusal(home: &Folder, path: &Path) -> String {
     let content = || (fs::read_link(path).ok(), fs::read(path).ok());
     let before = content();

@@ -1,8 +1,8 @@
-//! What the client keeps on its disk: what it remembers of others ([`trust`]), the messages of earlier sessions
-//! ([`history`]), and its key ([`keys`]).
+//! The client's data on disk: its memory of others ([`trust`]), the messages of earlier sessions ([`history`]), and its
+//! key ([`keys`]).
 //!
-//! Invariant: a `Store` has a record on disk before it relies on it. All lists are [`records`]: nothing that is not
-//! understood is erased, and a damaged file stops the start. Specification: README#records.
+//! Invariant: a `Store` has a record on disk before it relies on it. All lists are [`records`]: unreadable data is
+//! never erased, and a damaged file stops the start. Specification: README#records.
 
 pub mod history;
 pub mod keys;
@@ -15,30 +15,30 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// More of a set-aside file than this, in bytes, is not looked at: a record has about 300.
+/// The most bytes that are read of a set-aside file; a record has about 300.
 const MAX_TORN: usize = 64 * 1024;
 
 /// One kind of record.
 trait Record: Serialize + Deserialize {
-    /// What the record is about.
+    /// The key of a record: its subject.
     fn key(&self) -> String;
 
-    /// Whether this record, which is the later one in the file, counts instead of `former`, which has the same key.
+    /// Whether this later record replaces `former`, which has the same key.
     fn replaces(&self, _former: &Self) -> bool {
         true
     }
 }
 
-/// A file of records of one kind, which several clients may have open, and the record that counts for each key.
+/// A file of records of one kind, which several clients may have open, and the valid record of each key.
 struct Store<R: Record> {
     records: Records,
     newest: BTreeMap<String, R>,
-    /// What was repaired in the file, as sentences.
+    /// Reports of repairs, as sentences.
     notices: Vec<String>,
 }
 
 impl<R: Record> Store<R> {
-    /// Reads the records that are `wanted`.
+    /// Reads the `wanted` records.
     fn open(path: &Path, wanted: impl Fn(&R) -> bool) -> io::Result<Store<R>> {
         let (mut newest, mut notices) = (BTreeMap::new(), Vec::new());
         let each = |line: &[u8]| take(&mut newest, line, &wanted);
@@ -51,19 +51,19 @@ impl<R: Record> Store<R> {
         self.newest.get(key)
     }
 
-    /// Takes a record, which replaces any other of its key. It is in the file then, and on disk if it is to be `durable`.
+    /// Appends a record, which replaces any other of its key; waits until it is on disk if it is to be `durable`.
     fn put(&mut self, record: R, durable: bool) -> io::Result<()> {
         self.notices.extend(self.records.append(line(&record).as_bytes(), durable)?);
         self.insert(record);
         Ok(())
     }
 
-    /// Takes a record into memory alone, until the next [`Store::rewrite`].
+    /// Stores a record only in memory, until the next [`Store::rewrite`].
     fn insert(&mut self, record: R) {
         self.newest.insert(record.key(), record);
     }
 
-    /// Replaces the file by one of the records that are `wanted`, also those that another client has written meanwhile.
+    /// Rewrites the file with the `wanted` records, including those that another client has written meanwhile.
     fn rewrite(&mut self, wanted: impl Fn(&R) -> bool) -> io::Result<()> {
         let Store { records, newest, notices } = self;
         records.locked(|records| {
@@ -74,14 +74,14 @@ impl<R: Record> Store<R> {
         disk::sync_parent(self.records.path())
     }
 
-    /// The set-aside file with a torn record that may begin with these members; `None` if there is none. Looked up each time:
-    /// another client may have set it aside.
+    /// The set-aside file with a torn record that may begin with these members; `None` if there is none. Read each
+    /// time, because another client may have set it aside.
     fn doubt(&self, members: &[(&str, &str)]) -> Option<PathBuf> {
         records::asides(self.records.path()).into_iter().find(|aside| may_begin(&torn(aside), members))
     }
 }
 
-/// Takes a line of a file; false if it is no record.
+/// Reads a line of a file; false if it is not a record.
 fn take<R: Record>(newest: &mut BTreeMap<String, R>, line: &[u8], wanted: impl Fn(&R) -> bool) -> bool {
     let Some(record) = records::parse::<R>(line) else { return false };
     let key = record.key();
@@ -95,17 +95,18 @@ fn line(record: &impl Serialize) -> String {
     json::to_string(record) + "\n"
 }
 
-/// The text of a set-aside file up to the first hole, without blanks, and in lower case, as names differ in more than that.
+/// The text of a set-aside file up to the first hole, without blanks, in lower case because names never differ only in
+/// case.
 fn torn(aside: &Path) -> String {
-    // A file that cannot be read may hold any record.
+    // An unreadable file may contain any record.
     let bytes = disk::read(aside, MAX_TORN).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
     let text = text.chars().filter(|c| !c.is_whitespace() && *c != '\u{feff}');
-    // Zeros stand where nothing was written, U+FFFD for a character that was cut.
+    // Zeros are unwritten bytes, U+FFFD is a cut character.
     text.take_while(|c| !['\0', '\u{fffd}'].contains(c)).collect()
 }
 
-/// Whether a torn record may have begun with these members: it may unless it has another value in one of them.
+/// Whether a torn record may have begun with these members: false only if it has another value for one of them.
 fn may_begin(mut torn: &str, members: &[(&str, &str)]) -> bool {
     let mut before = '{';
     for (name, value) in members {

@@ -1,7 +1,7 @@
-//! What this machine remembers of others: servers by key, people by identity key and newest certificate, who is ignored.
+//! This machine's memory of others: servers by key, users by identity key and newest certificate, and ignored users.
 //!
-//! Invariant: a remembered key is replaced only by an explicit decision of the person at the keyboard, and a damaged file
-//! stops the start instead of making everyone a stranger again. Format: README#client-files.
+//! Invariant: only an explicit decision of the user replaces a remembered key, and a damaged file stops the start
+//! instead of making everyone a stranger again. Format: README#client-files.
 
 use super::{Record, Store};
 use crate::clock;
@@ -13,19 +13,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How well a person's key is known.
+/// How well a user's key is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trust {
-    /// Seen for the first time since this client was started, never compared.
+    /// Seen for the first time since this client started; never compared.
     New,
-    /// Remembered from before, never compared.
+    /// Remembered from before; never compared.
     Known,
     /// The safety number was compared.
     Verified,
 }
 
 impl Trust {
-    /// What stands beside a name.
+    /// The mark beside a name.
     pub fn mark(self) -> &'static str {
         match self {
             Trust::New | Trust::Known => "?",
@@ -55,17 +55,17 @@ struct User {
     name: Username,
     identity: Fingerprint,
     verified: bool,
-    /// Somebody decided for this key.
+    /// Whether the user decided for this key.
     decided: bool,
 }
 
 impl Record for User {
-    /// The folded name: a server that keeps its own rules has no two names that differ in letter case alone.
+    /// The folded name: an honest server has no two names that differ only in letter case.
     fn key(&self) -> String {
         self.name.folded()
     }
 
-    /// What was only seen first replaces nothing, in case two clients with one folder have seen different keys.
+    /// A key without a decision replaces nothing, in case two clients with one folder have seen different keys.
     fn replaces(&self, _former: &User) -> bool {
         self.decided
     }
@@ -80,7 +80,7 @@ struct IgnoredUser {
 }
 
 impl Record for IgnoredUser {
-    /// The folded name: letter case does not help to get around it.
+    /// The folded name, so that another letter case does not evade it.
     fn key(&self) -> String {
         self.name.folded()
     }
@@ -101,8 +101,8 @@ impl Record for Certificate {
         certificate_key(&self.server, &self.name, self.identity)
     }
 
-    /// Of two that are as new, the one that was seen here first counts. One that is far ahead of the clock is kept, in case
-    /// the clock is wrong, but gives way to any other.
+    /// Of two equally new ones, the first one seen here counts. One far ahead of the clock is kept, in case the clock
+    /// is wrong, but any other replaces it.
     fn replaces(&self, former: &Certificate) -> bool {
         let now = clock::now_ms();
         let age = |record: &Certificate| (!is_far_ahead(record.created, now), record.created);
@@ -127,17 +127,17 @@ impl KnownServers {
         Store::open(&folder.join("known_servers"), |_| true).map(KnownServers)
     }
 
-    /// The remembered key of `host:port`; `None` for a server that is seen for the first time.
+    /// The remembered key of `host:port`; `None` for a new server.
     pub fn get(&self, server: &str) -> Option<Fingerprint> {
         self.0.get(server).map(|record| record.fingerprint)
     }
 
-    /// The file with a torn record that may be of `host:port`, which has no other; `None` if there is no doubt.
+    /// The file with a torn record that may belong to `host:port`, which has no other; `None` if there is no doubt.
     pub fn doubt(&self, server: &str) -> Option<PathBuf> {
         if self.get(server).is_some() { None } else { self.0.doubt(&[("server", server)]) }
     }
 
-    /// Remembers a key that the person has decided for; it is on disk when this returns.
+    /// Remembers a key that the user has decided for; it is on disk when this returns.
     ///
     /// # Errors
     /// The disk's.
@@ -170,12 +170,12 @@ impl Ignored {
         self.users.get(&name.folded()).is_some_and(|user| user.ignored)
     }
 
-    /// All of them.
+    /// All ignored users.
     pub fn names(&self) -> impl Iterator<Item = &Username> {
         self.users.newest.values().filter(|user| user.ignored).map(|user| &user.name)
     }
 
-    /// Ignores this user from now on, or no longer.
+    /// Sets whether this user is ignored.
     ///
     /// # Errors
     /// The disk's; nothing has changed then.
@@ -183,36 +183,36 @@ impl Ignored {
         self.users.put(IgnoredUser { server: self.server.clone(), name: name.clone(), ignored }, false)
     }
 
-    /// What was repaired in the file since the last call, as sentences.
+    /// Reports of repairs since the last call, as sentences.
     pub fn notices(&mut self) -> Vec<String> {
         std::mem::take(&mut self.users.notices)
     }
 }
 
-/// A certificate is valid for 26 hours: one that is older than this, in milliseconds, is no reason to refuse another.
+/// Certificates older than this, in milliseconds, are forgotten: after 26 hours they are invalid, and protect nothing.
 const CERTIFICATE_KEPT: u64 = 7 * 24 * 3_600_000;
 /// The file is written at most this often.
 const CERTIFICATES_WRITTEN: Duration = Duration::from_secs(60);
 
-/// When a session certificate was made, in milliseconds since 1970, and for which key.
+/// The time of a session certificate, in milliseconds since 1970, and the fingerprint of its key.
 type Made = (u64, Fingerprint);
 
 fn is_kept(certificate: &Certificate, now_ms: u64) -> bool {
     certificate.created.saturating_add(CERTIFICATE_KEPT) >= now_ms
 }
 
-/// What is known of the users of one server: their identity keys, and the newest session certificate of each, as an older
-/// one may be of a key that was stolen. PROTOCOL#newest-certificate.
+/// The memory of the users of one server: their identity keys, and the newest session certificate of each, because an
+/// older one may belong to a stolen key. PROTOCOL#newest-certificate.
 pub struct TrustStore {
     server: String,
     users: Store<User>,
-    /// Seen for the first time since the start.
+    /// Users seen for the first time since the start.
     new: HashSet<Username>,
     certificates: Store<Certificate>,
-    /// A certificate is not in the file yet.
+    /// Whether a certificate is not in the file yet.
     changed: bool,
     written: Option<Instant>,
-    /// What was repaired in `known_servers`.
+    /// Reports of repairs of `known_servers`.
     notices: Vec<String>,
 }
 
@@ -234,7 +234,7 @@ impl TrustStore {
         })
     }
 
-    /// What was repaired in the files since the last call, as sentences.
+    /// Reports of repairs of the files since the last call, as sentences.
     pub fn notices(&mut self) -> Vec<String> {
         self.notices.append(&mut self.users.notices);
         self.notices.append(&mut self.certificates.notices);
@@ -252,24 +252,24 @@ impl TrustStore {
         Some((user.identity, trust))
     }
 
-    /// How many people are remembered on this server.
+    /// The number of remembered users of this server.
     pub fn count(&self) -> usize {
         self.users.newest.len()
     }
 
-    /// The known name that differs from `name` in letter case alone, else `None`.
+    /// The known name that differs from `name` only in letter case, else `None`.
     pub fn other_spelling(&self, name: &Username) -> Option<&Username> {
         self.users.get(&name.folded()).map(|user| &user.name).filter(|spelling| *spelling != name)
     }
 
-    /// The file with a torn record that may be of this person, who has no other; `None` if there is no doubt.
+    /// The file with a torn record that may belong to this user, who has no other; `None` if there is no doubt.
     pub fn doubt(&self, name: &Username) -> Option<PathBuf> {
         let members = [("server", self.server.as_str()), ("name", name.as_str())];
         if self.get(name).is_some() { None } else { self.users.doubt(&members) }
     }
 
-    /// Remembers a key: [`Trust::New`] if it was seen for the first time, otherwise as the person at the keyboard has decided.
-    /// A decision is on disk when this returns.
+    /// Remembers a key: [`Trust::New`] if it was seen for the first time, otherwise as the user has decided. A decision
+    /// is on disk when this returns.
     ///
     /// # Errors
     /// The disk's; nothing has changed then.
@@ -285,8 +285,8 @@ impl TrustStore {
         Ok(())
     }
 
-    /// The newest certificate that is remembered of a user; one that is over two hours ahead of `now_ms` (milliseconds since
-    /// 1970) counts as forgotten.
+    /// The newest remembered certificate of a user; one over two hours ahead of `now_ms` (milliseconds since 1970)
+    /// counts as forgotten.
     pub fn newest(&self, name: &Username, identity: Fingerprint, now_ms: u64) -> Option<Made> {
         let newest = self.certificates.get(&certificate_key(&self.server, name, identity));
         newest
@@ -294,7 +294,8 @@ impl TrustStore {
             .filter(|(created, _)| !is_far_ahead(*created, now_ms))
     }
 
-    /// Takes in a certificate. False, and nothing changes, if a newer one is remembered, or another one that is as new.
+    /// Remembers a certificate. False, and nothing changes, if a newer one is remembered, or another one of the same
+    /// time.
     /// `now_ms` as for [`newest`](TrustStore::newest).
     pub fn admit(&mut self, name: &Username, identity: Fingerprint, made: Made, now_ms: u64) -> bool {
         let newest = self.newest(name, identity, now_ms);
@@ -311,7 +312,7 @@ impl TrustStore {
     /// [`newest`](TrustStore::newest).
     ///
     /// # Errors
-    /// With the path in the text; it is tried again a minute later.
+    /// With the path in the text; the next attempt is a minute later.
     pub fn write_in_time(&mut self, now_ms: u64, now: Instant) -> io::Result<()> {
         let is_due = |written| now.duration_since(written) >= CERTIFICATES_WRITTEN;
         if self.changed && self.written.is_none_or(is_due) {
@@ -330,7 +331,7 @@ impl TrustStore {
 
 impl Drop for TrustStore {
     fn drop(&mut self) {
-        // The end of a session does not wait for its minute.
+        // At the end of a session, write without waiting for the minute.
         if self.changed {
             let _ = self.write(clock::now_ms());
         }
@@ -344,7 +345,7 @@ mod tests {
     use crate::records;
     use std::fs;
 
-    /// A data folder, removed at the end.
+    /// A data folder, removed on drop.
     struct Folder(PathBuf);
 
     impl Folder {
@@ -384,7 +385,7 @@ mod tests {
         fs::write(&path, whole.clone() + "{\"server\":\"a:1\",\"na").expect("write");
         assert_eq!(open("a:1").expect("a torn line").get(&bob), Some((two, Trust::Verified)));
         assert_eq!(fs::read_to_string(&path).expect("read"), whole);
-        // Without its line end the last record counts, and what comes next is a line of its own.
+        // The last record counts without its line end, and the next record gets its own line.
         fs::write(&path, whole.trim_end()).expect("write");
         open("a:1")
             .expect("open")
@@ -413,7 +414,7 @@ mod tests {
             drop(known);
             known = open("a:1");
         }
-        // Of other users, other identity keys and other servers nothing is known.
+        // Nothing is known about other users, other identity keys and other servers.
         assert!(known.admit(&carol, identity, (now - 9, one), now));
         assert!(known.admit(&bob, Fingerprint([9; 32]), (now - 9, one), now));
         assert!(open("a:2").admit(&bob, identity, (now - 9, one), now));
@@ -433,7 +434,7 @@ mod tests {
         assert!(!known.admit(&bob, identity, (now, two), now), "as far as clocks may differ");
         assert!(known.admit(&bob, identity, (now, two), now - 1), "the own clock was set back");
         assert!(!known.admit(&bob, identity, (now - 1, one), now));
-        // It does not come back from the file either.
+        // The file does not restore it either.
         assert!(known.admit(&bob, identity, (now + 2 * slack, one), now + slack));
         known.write(now + slack).expect("written");
         drop(known);
@@ -469,14 +470,14 @@ mod tests {
             let newest = open().newest(&bob, identity, now).map(|(created, _)| created);
             assert_eq!((newest, lines()), (Some(now + second / 60 * 60), 1));
         }
-        // What two clients have seen is there, and of each user the newest.
+        // The file has what both clients have seen: the newest for each user.
         assert!(
             other.admit(&bob, identity, (now, key), now) && other.admit(&carol, identity, (now, key), now)
         );
         drop((known, other));
         assert_eq!(open().newest(&bob, identity, now), Some((now + 199, key)));
         assert_eq!((open().newest(&carol, identity, now), lines()), (Some((now, key)), 2));
-        // What is too old to refuse anything goes.
+        // A certificate that is too old to refuse another one is removed.
         let (mut known, later) = (open(), now + CERTIFICATE_KEPT + 200);
         assert!(known.admit(&carol, identity, (later, key), later));
         known.write(later).expect("written");
@@ -491,7 +492,7 @@ mod tests {
             ("{\"server\": \"a:1\", \"name\": \"bo\0\0", "bo bob bobby", "b carol"),
             ("{\"server\":\"a:1", "bob carol", ""),
             ("{\"server\":\"a:2\",\"name\":\"bob\",\"iden", "", "bob"),
-            // A record that the disk did not keep may have been of anyone.
+            // A record of zeros may have belonged to any user.
             ("\0\0", "bob carol", ""),
             ("\0\0\0:1\",\"name\":\"bob\",\"iden", "bob carol", ""),
             ("{\"server\":\"a:1\",\0\0\0\0\"bob\",\"iden", "bob carol", ""),
@@ -523,12 +524,12 @@ mod tests {
         let mut servers = open().expect("open");
         servers.remember("a:1", Fingerprint([1; 32])).expect("stored");
         assert!(servers.doubt("a:1").is_none());
-        // A record that was cut within the name may be of any that begins so.
+        // A record cut within the name may belong to any name with this beginning.
         fs::write(&path, "{\"server\":\"b:1").expect("written");
         let servers = open().expect("set aside");
         assert!(servers.doubt("b:1").is_some() && servers.doubt("b:12").is_some());
         assert!(servers.doubt("c:1").is_none());
-        // Zeros behind a record may have been of any server but the one that has it.
+        // Zeros after a record may have belonged to any server except the one of that record.
         let aside = records::asides(&path).pop().expect("set aside");
         fs::write(&aside, [0; 90]).expect("written");
         let servers = open().expect("open");
@@ -559,7 +560,7 @@ mod tests {
         let (path, key) = (folder.0.join("known_users"), Fingerprint([1; 32]));
         let (mut one, mut other) = (folder.open("a:1").expect("open"), folder.open("a:1").expect("open"));
         one.remember(&bob, key, Trust::Known).expect("stored");
-        // As an editor saves a file.
+        // The file as an editor saves it.
         fs::copy(&path, folder.0.join("copy"))
             .and_then(|_| fs::rename(folder.0.join("copy"), &path))
             .expect("saved");
@@ -577,7 +578,7 @@ mod tests {
         let mut trust = folder.open("a:1").expect("open");
         trust.remember(&carol, key, Trust::New).expect("stored");
         assert!(trust.doubt(&bob).is_none() && trust.notices().is_empty());
-        // As another client leaves it that is killed meanwhile.
+        // The file as a killed client leaves it.
         let torn = "{\"server\":\"a:1\",\"name\":\"bob\",\"iden";
         let path = folder.0.join("known_users");
         fs::write(&path, fs::read_to_string(&path).expect("there") + torn).expect("written");
