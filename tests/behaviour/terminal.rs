@@ -1,112 +1,17 @@
-//! The full-screen client in a real terminal, tmux: what the screen shows, what keys do, and that the terminal is
-//! restored however the client ends. Screens are polled, with a deadline that only a broken program reaches.
+//! The full-screen client in a terminal: what the screen shows, what keys do, and that the terminal is restored however
+//! the client ends.
 
-use crate::support::{self, Client, DEADLINE, Folder, Gate, PASSWORD, Server, has, until};
+use crate::support::{self, Client, Folder, Gate, Look, PASSWORD, Server, Terminal, hex, last_line, until};
 use secure_messenger::crypto::secret::random;
 use std::collections::BTreeSet;
 use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The pause between two looks at the screen.
-const LOOK: Duration = Duration::from_millis(15);
-
-/// A shell in a terminal of 80 by 24.
-struct Terminal {
-    home: Arc<Folder>,
-}
-
 impl Terminal {
-    /// `None` without tmux.
-    fn new() -> Option<Terminal> {
-        if !has("tmux") {
-            return None;
-        }
-        let terminal = Terminal { home: Arc::new(Folder::new()) };
-        terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", "sh"]);
-        terminal.tmux(&["set-option", "-g", "window-size", "manual"]);
-        terminal.wait("a shell", |screen| !screen.trim().is_empty());
-        // In two parts, so that the typed line does not look like the prompt.
-        terminal.enter("PS1='rea''dy> '; clear");
-        terminal.wait_for_shell();
-        Some(terminal)
-    }
-
-    /// Runs a tmux command on a private socket in the test's own folder and returns its output.
-    fn tmux(&self, arguments: &[&str]) -> String {
-        let output = Command::new("tmux")
-            .args(["-u", "-f", "/dev/null", "-S"])
-            .arg(self.home.path("tmux"))
-            .args(arguments)
-            .env("HOME", &self.home.0)
-            .env("LC_ALL", "C.UTF-8")
-            .env_remove("TMUX")
-            .env_remove("NO_COLOR")
-            .output()
-            .expect("these tests drive the client in tmux: install it (README, \"Test it\")");
-        assert!(output.status.success(), "tmux {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("UTF-8")
-    }
-
-    /// Types text as it is.
-    fn text(&self, text: &str) {
-        self.tmux(&["send-keys", "-l", "--", text]);
-    }
-
-    /// Presses keys by their tmux names.
-    fn keys(&self, keys: &[&str]) {
-        self.tmux(&[&["send-keys"], keys].concat());
-    }
-
-    fn enter(&self, line: &str) {
-        self.text(line);
-        self.keys(&["Enter"]);
-    }
-
-    fn screen(&self) -> String {
-        self.tmux(&["capture-pane", "-p"])
-    }
-
-    /// The screen with colours and styles as escape sequences.
-    fn styled(&self) -> String {
-        self.tmux(&["capture-pane", "-p", "-e"])
-    }
-
-    fn wait(&self, what: &str, is_there: impl Fn(&str) -> bool) -> String {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let screen = self.screen();
-            if is_there(&screen) {
-                return screen;
-            }
-            assert!(Instant::now() < end, "{what} did not appear:\n{screen}");
-            thread::park_timeout(LOOK);
-        }
-    }
-
-    fn expect(&self, part: &str) -> String {
-        self.wait(part, |screen| screen.contains(part))
-    }
-
-    /// Types a line, and waits until `part` is on the screen.
-    fn ask(&self, line: &str, part: &str) -> String {
-        self.enter(line);
-        self.expect(part)
-    }
-
-    /// Waits until this is the last line that is not empty.
-    fn expect_last(&self, line: &str) -> String {
-        self.wait(line, |screen| last_line(screen) == line)
-    }
-
-    fn wait_for_shell(&self) {
-        self.expect_last("ready>");
-    }
-
     /// The command line of a client with these arguments.
     fn client(&self, port: u16, arguments: &str) -> String {
         let program = env!("CARGO_BIN_EXE_client");
@@ -126,48 +31,15 @@ impl Terminal {
         self.client(port, &rest)
     }
 
-    /// What tmux reports about the terminal.
-    fn tell(&self, format: &str) -> String {
-        self.tmux(&["display-message", "-p", format]).trim_end().to_string()
-    }
-
-    /// A screen with content to restore, and a new record of what is written to it.
+    /// Puts content on the screen that the client must restore, and starts a new record.
     fn prepare(&self) -> Before {
-        // Close an open pipe first: the command is a toggle.
-        self.tmux(&["pipe-pane"]);
-        // Otherwise the screen and the record of the last time would pass for the new ones.
-        let _ = std::fs::remove_file(self.record());
-        let mark: String = random::<4>().iter().map(|byte| format!("{byte:02x}")).collect();
+        // Otherwise the screen of an earlier call would pass for the new one.
+        let mark = hex(&random::<4>());
         self.enter(&format!("clear; printf 'kept %s.\\n' one two {mark}"));
         self.expect(&format!("kept {mark}."));
         self.wait_for_shell();
-        self.tmux(&["pipe-pane", &format!("cat > {}", self.record().display())]);
+        self.record();
         Before { modes: self.modes(), screen: self.screen() }
-    }
-
-    fn record(&self) -> PathBuf {
-        self.home.path("written")
-    }
-
-    /// Everything that was written to the terminal since `prepare`, as soon as it contains `part`.
-    fn written(&self, part: &str) -> String {
-        until(part, || self.so_far().contains(part));
-        self.so_far()
-    }
-
-    fn so_far(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(self.record()).unwrap_or_default()).into_owned()
-    }
-
-    /// All modes that can be queried: of the line, and of the terminal.
-    fn modes(&self) -> String {
-        let line = Command::new("stty").args(["-a", "-F", &self.tell("#{pane_tty}")]).output().expect("stty");
-        assert!(line.status.success(), "{line:?}");
-        let terminal = "alternate #{alternate_on} cursor #{cursor_flag} wrap #{wrap_flag} insert #{insert_flag} \
-            origin #{origin_flag} keypad #{keypad_flag} #{keypad_cursor_flag} mouse #{mouse_any_flag} \
-            #{mouse_standard_flag} #{mouse_button_flag} #{mouse_all_flag} #{mouse_sgr_flag} #{mouse_utf8_flag} \
-            region #{scroll_region_upper} #{scroll_region_lower}";
-        String::from_utf8(line.stdout).expect("UTF-8") + &self.tell(terminal)
     }
 
     /// The client has left only its exit status, and `said` on the normal screen.
@@ -181,12 +53,8 @@ impl Terminal {
         assert!(screen.starts_with(kept), "{what}:\n{kept}\nstood there before; now:\n{screen}");
         let text: String = screen.lines().collect();
         assert!(text.contains(said) && !text.contains("everyone ·"), "{what}: {said:?}\n{screen}");
-        let styled = self.styled();
-        assert_eq!(last_line(&styled), "ready>", "{what}: without colour or style");
         self.expect_status(status);
-        // Modes that tmux cannot report.
-        let written = self.written(&format!("status {status}."));
-        assert_eq!(changed_modes(&written), "", "{what}");
+        assert_eq!(self.changed_modes(), "", "{what}");
     }
 
     /// The exit status of the last command.
@@ -196,16 +64,29 @@ impl Terminal {
         self.wait_for_shell();
     }
 
-    /// The process that the shell waits for.
-    fn child(&self) -> String {
-        let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"]);
-        let shell = shell.trim();
-        let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children"));
-        children.expect("Linux tells the children").trim().to_string()
-    }
-
-    fn signal(&self, signal: &str) {
-        support::signal(self.child().parse().expect("a number"), signal);
+    /// The modes that the recorded output left different from those of a new terminal.
+    fn changed_modes(&self) -> String {
+        let (mut changed, written) = (BTreeSet::new(), self.written());
+        for sequence in written.split("\u{1b}[").skip(1) {
+            let length = sequence.find(|c: char| !c.is_ascii_digit() && !"?;".contains(c));
+            let (modes, last) = sequence.split_at(length.unwrap_or(sequence.len()));
+            let (modes, on) = match last.chars().next() {
+                Some('h') => (modes, true),
+                Some('l') => (modes, false),
+                // The scroll region (DECSTBM).
+                Some('r') => ("region", !modes.is_empty()),
+                _ => continue,
+            };
+            let is_private = modes.starts_with('?');
+            for mode in modes.trim_start_matches('?').split(';') {
+                // A new terminal wraps, and shows its cursor.
+                match on == (is_private && ["7", "25"].contains(&mode)) {
+                    true => changed.remove(mode),
+                    false => changed.insert(mode),
+                };
+            }
+        }
+        changed.into_iter().collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -213,34 +94,6 @@ impl Terminal {
 struct Before {
     modes: String,
     screen: String,
-}
-
-/// The private modes (DECSET) that differ from those of a new terminal after this output.
-fn changed_modes(written: &str) -> String {
-    let mut changed = BTreeSet::new();
-    for sequence in written.split("\u{1b}[?").skip(1) {
-        let length = sequence.find(|c: char| !c.is_ascii_digit() && c != ';').unwrap_or(sequence.len());
-        let on = match sequence[length..].chars().next() {
-            Some('h') => true,
-            Some('l') => false,
-            _ => continue,
-        };
-        for mode in sequence[..length].split(';') {
-            // A new terminal wraps, and shows its cursor.
-            match on == ["7", "25"].contains(&mode) {
-                true => changed.remove(mode),
-                false => changed.insert(mode),
-            };
-        }
-    }
-    changed.into_iter().collect::<Vec<_>>().join(" ")
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let socket = self.home.path("tmux");
-        let _ = Command::new("tmux").arg("-S").arg(socket).arg("kill-server").env_remove("TMUX").output();
-    }
 }
 
 /// A client that sends one message after another until it is stopped.
@@ -271,18 +124,14 @@ impl Talker {
     }
 }
 
-fn last_line(screen: &str) -> &str {
-    screen.lines().map(str::trim_end).rfind(|line| !line.is_empty()).unwrap_or_default()
-}
-
 /// One user in the full screen and one in plain mode, who see each other.
-fn alice_and_bob() -> Option<(Server, Terminal, Client)> {
+fn alice_and_bob() -> (Server, Terminal, Client) {
     let server = Server::start();
-    let terminal = Terminal::new()?;
+    let terminal = Terminal::new();
     terminal.log_in(server.port, "alice");
     let bob = server.client("bob").ready();
     terminal.expect("* bob is online");
-    Some((server, terminal, bob))
+    (server, terminal, bob)
 }
 
 // ---- before the login
@@ -290,7 +139,7 @@ fn alice_and_bob() -> Option<(Server, Terminal, Client)> {
 #[test]
 fn menu_creates_and_uses_an_account_with_a_hidden_password() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
+    let terminal = Terminal::new();
     let client = terminal.client(server.port, "");
     terminal.ask(&client, "  1  create an account");
     terminal.expect_last(">");
@@ -363,7 +212,7 @@ fn menu_creates_and_uses_an_account_with_a_hidden_password() {
 
 #[test]
 fn new_password_is_typed_hidden_and_never_sent_as_a_message() {
-    let Some((server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (server, terminal, mut bob) = alice_and_bob();
     let unseen = |screen: &str| assert!(!screen.contains("hunter"), "{screen}");
     terminal.enter("/passwd");
     terminal.expect_last("old password (hidden):");
@@ -407,7 +256,7 @@ fn new_password_is_typed_hidden_and_never_sent_as_a_message() {
 #[test]
 fn every_prompt_can_be_cancelled() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
+    let terminal = Terminal::new();
     let new = "new password (hidden, at least 6 characters):";
     // Escape and Ctrl-C return to the menu from every prompt.
     let back = |key: &str| {
@@ -454,7 +303,7 @@ fn every_prompt_can_be_cancelled() {
 #[test]
 fn unreachable_server_is_reported_and_the_menu_returns() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
+    let terminal = Terminal::new();
     let client = terminal.client(server.port, "--user alice --register");
     drop(server);
     terminal.enter(&client);
@@ -470,10 +319,7 @@ fn unreachable_server_is_reported_and_the_menu_returns() {
 
 #[test]
 fn interrupt_ends_a_client_that_is_connecting() {
-    let (silent, Some(terminal)) = (TcpListener::bind("127.0.0.1:0").expect("a listener"), Terminal::new())
-    else {
-        return;
-    };
+    let (silent, terminal) = (TcpListener::bind("127.0.0.1:0").expect("a listener"), Terminal::new());
     let before = terminal.prepare();
     terminal.ask(&terminal.unasked(silent.local_addr().expect("bound").port(), "alice"), "connecting ...");
     terminal.keys(&["C-c"]);
@@ -484,7 +330,7 @@ fn interrupt_ends_a_client_that_is_connecting() {
 
 #[test]
 fn typing_is_undisturbed_by_what_arrives() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (_server, terminal, mut bob) = alice_and_bob();
     terminal.text("half a li");
     terminal.expect_last("> half a li");
     for text in ["one", "two", "three"] {
@@ -492,8 +338,7 @@ fn typing_is_undisturbed_by_what_arrives() {
         terminal.expect(&format!("<bob?> {text}"));
         terminal.expect_last("> half a li");
     }
-    let cursor = terminal.tmux(&["display-message", "-p", "#{cursor_x},#{cursor_y}"]);
-    assert_eq!(cursor.trim(), "11,23", "the cursor stands behind what was typed");
+    assert_eq!(terminal.cursor(), (11, 23), "the cursor stands behind what was typed");
     terminal.enter("ne");
     bob.expect("<alice> half a line");
     terminal.expect("<alice> half a line");
@@ -502,32 +347,23 @@ fn typing_is_undisturbed_by_what_arrives() {
 
 #[test]
 fn terminal_that_accepts_no_output_holds_up_no_message() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
-    let tmux: u32 = terminal.tell("#{pid}").parse().expect("a number");
-    support::signal(tmux, "-STOP");
+    let (_server, terminal, mut bob) = alice_and_bob();
+    terminal.hold(true);
     // Far more than may be unacknowledged: bob repeats what is refused meanwhile.
-    let taken = (0..60).all(|n| {
-        let end = Instant::now() + DEADLINE;
-        loop {
+    for n in 0..60 {
+        until("a message is taken", || {
             bob.say(&format!("number {n} {}", "word ".repeat(4000)));
-            if bob.expect(&format!("number {n} ")).starts_with("<bob> ") {
-                return true;
-            }
-            if Instant::now() > end {
-                return false;
-            }
-            thread::park_timeout(LOOK);
-        }
-    });
-    support::signal(tmux, "-CONT");
-    assert!(taken, "{:#?}", bob.output.seen.last());
+            bob.expect(&format!("number {n} ")).starts_with("<bob> ")
+        });
+    }
+    terminal.hold(false);
     bob.say("the last");
     terminal.expect("<bob?> the last");
 }
 
 #[test]
 fn conversation_has_its_view_and_the_prompt_names_it() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (_server, terminal, mut bob) = alice_and_bob();
     bob.say("to everyone");
     bob.say("/msg alice for you alone");
     bob.say("/msg alice and again");
@@ -572,7 +408,7 @@ fn conversation_has_its_view_and_the_prompt_names_it() {
 
 #[test]
 fn failed_message_shows_why_and_one_key_resends_it() {
-    let Some((server, terminal, bob)) = alice_and_bob() else { return };
+    let (server, terminal, bob) = alice_and_bob();
     let home = bob.home.clone();
     assert_eq!(bob.finish().0, 0);
     terminal.expect("* bob has left");
@@ -587,8 +423,8 @@ fn failed_message_shows_why_and_one_key_resends_it() {
 
 #[test]
 fn escape_and_a_command_that_come_together_are_both_taken() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
-    terminal.tmux(&["send-keys", "-l", "\u{1b}/help room"]);
+    let (_server, terminal, mut bob) = alice_and_bob();
+    terminal.text("\u{1b}/help room");
     terminal.expect("> /help room ");
     terminal.keys(&["Enter"]);
     terminal.expect("talk to NAME alone; /leave returns");
@@ -598,21 +434,21 @@ fn escape_and_a_command_that_come_together_are_both_taken() {
 
 #[test]
 fn wheel_scrolls() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (_server, terminal, mut bob) = alice_and_bob();
     for number in 0..40 {
         bob.say(&format!("line number {number}."));
     }
     terminal.expect("line number 39.");
     // As a terminal reports it: button 64 at column 10, row 5.
-    terminal.tmux(&["send-keys", "-l", "\u{1b}[<64;10;5M"]);
+    terminal.text("\u{1b}[<64;10;5M");
     terminal.expect(" ↑3 · ");
-    terminal.tmux(&["send-keys", "-l", "\u{1b}[<65;10;5M"]);
+    terminal.text("\u{1b}[<65;10;5M");
     terminal.wait("the end", |screen| !screen.contains('↑'));
 }
 
 #[test]
 fn tab_completes_search_finds_and_lines_form_one_message() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (_server, terminal, mut bob) = alice_and_bob();
     std::fs::write(terminal.home.path("notes.txt"), "some").expect("written");
     let begins = |start: &str| terminal.wait(start, |screen| last_line(screen).starts_with(start));
     terminal.text("/se");
@@ -650,16 +486,11 @@ fn tab_completes_search_finds_and_lines_form_one_message() {
 
 #[test]
 fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
-    let paste = |text: &str| {
-        terminal.tmux(&["set-buffer", "--", text]);
-        // Between the marks, and with CR instead of LF, as terminals send it.
-        terminal.tmux(&["paste-buffer", "-p"]);
-    };
+    let (_server, terminal, mut bob) = alice_and_bob();
     terminal.text("half");
     let question = "2 lines pasted: Enter sends one message, Esc removes it";
     for last in ["Escape", "Enter"] {
-        paste(" a\n/exit\n");
+        terminal.paste(" a\n/exit\n");
         terminal.expect_last("> half a⏎/exit");
         terminal.keys(&["Enter"]);
         terminal.expect(question);
@@ -677,13 +508,12 @@ fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
         "\u{1b}]0;owned\u{7}\u{1b}[2J\u{1b}[?1049l",
     ];
     for keys in keys {
-        let title = terminal.tell("#{pane_title}");
         terminal.text("be");
-        paste(&format!("fore{keys}/exit after"));
+        terminal.paste(&format!("fore{keys}/exit after"));
         let line = terminal.wait("what was pasted", |screen| {
             last_line(screen).starts_with("> before") && last_line(screen).ends_with("/exit after")
         });
-        assert_eq!(terminal.tell("#{alternate_on} #{pane_title}"), format!("1 {title}"), "{line}");
+        assert!(terminal.is_full_screen() && terminal.title().is_empty(), "{line}");
         assert!(!line.contains("(search)") && !line.contains(" ↑"), "{line}");
         // With a line end, the client asks first; Enter again sends it.
         terminal.keys(&["Enter"]);
@@ -701,18 +531,16 @@ fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
 
 #[test]
 fn lines_without_paste_marks_are_a_paste_all_the_same() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
-    terminal.tmux(&["set-buffer", "--", "one\n/exit\n"]);
+    let (_server, terminal, mut bob) = alice_and_bob();
     // Without marks, as a terminal without bracketed paste sends it.
-    terminal.tmux(&["paste-buffer"]);
+    terminal.text("one\r/exit\r");
     terminal.expect_last("> one⏎/exit");
     terminal.keys(&["Enter"]);
     terminal.expect("2 lines pasted: Enter sends one message");
     terminal.keys(&["Enter"]);
     bob.expect("<alice> one⏎/exit");
     // Text that looks like a command is refused as when it is typed.
-    terminal.tmux(&["set-buffer", "--", "\n/msg bob secret\n"]);
-    terminal.tmux(&["paste-buffer"]);
+    terminal.text("\r/msg bob secret\r");
     terminal.expect_last("> ⏎/msg bob secret");
     terminal.keys(&["Enter"]);
     terminal.expect("lines pasted: Enter sends one message");
@@ -725,8 +553,7 @@ fn lines_without_paste_marks_are_a_paste_all_the_same() {
 
 #[test]
 fn terminal_replies_and_unfinished_input_type_nothing() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
-    let send = |bytes: &str| terminal.tmux(&["send-keys", "-l", "--", bytes]);
+    let (_server, terminal, mut bob) = alice_and_bob();
     for reply in [
         "\u{1b}]11;rgb:0000/0000/0000\u{1b}\\",
         "\u{1b}]10;rgb:ffff/ffff/ffff\u{7}",
@@ -735,14 +562,14 @@ fn terminal_replies_and_unfinished_input_type_nothing() {
         "\u{1b}[?62;22c\u{1b}[>1;10;0c\u{1b}[?2026;2$y",
         "\u{1b}Od\u{1b}[c\u{1b}[7~",
     ] {
-        send(reply);
+        terminal.text(reply);
     }
-    send("half");
+    terminal.text("half");
     terminal.expect_last("> half");
     terminal.keys(&["C-u"]);
     terminal.expect_last(">");
     // The end mark never arrives; the keyboard works again.
-    send("\u{1b}[200~pasted");
+    terminal.text("\u{1b}[200~pasted");
     terminal.expect_last("> pasted");
     terminal.text(" and typed");
     terminal.expect_last("> pasted and typed");
@@ -752,7 +579,7 @@ fn terminal_replies_and_unfinished_input_type_nothing() {
 
 #[test]
 fn paste_in_several_reads_stays_one_and_sends_nothing() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (_server, terminal, mut bob) = alice_and_bob();
     // Without marks, then with a start mark and pauses longer than the client waits.
     for (first, shown) in [("one\n/exit\n", "one⏎/exit"), ("\u{1b}[200~one\n/exit\n", "one⏎/exit")] {
         terminal.text(first);
@@ -783,7 +610,7 @@ fn paste_in_several_reads_stays_one_and_sends_nothing() {
 
 #[test]
 fn other_views_are_reached_without_alt() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (_server, terminal, mut bob) = alice_and_bob();
     bob.say("/msg alice for you alone");
     terminal.expect(" [1 everyone]  2 bob? (1) · ");
     terminal.enter("/view 2");
@@ -806,24 +633,24 @@ fn other_views_are_reached_without_alt() {
 #[test]
 fn mouse_command_toggles_who_handles_the_mouse() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
-    let mouse = |flag: &str| support::until(flag, || terminal.tell("#{mouse_any_flag}") == flag);
+    let terminal = Terminal::new();
+    let mouse = |on| drop(terminal.wait("the mouse", |_| terminal.reports_mouse() == on));
     terminal.log_in(server.port, "alice");
-    mouse("1");
+    mouse(true);
     terminal.ask("/mouse", "the mouse now selects text");
-    mouse("0");
+    mouse(false);
     terminal.ask("/mouse", "the mouse wheel now scrolls");
-    mouse("1");
+    mouse(true);
     terminal.enter("/exit");
     terminal.wait_for_shell();
     terminal.ask(&format!("{} --no-mouse", terminal.unasked(server.port, "alice")), " online: ");
-    mouse("0");
+    mouse(false);
 }
 
 #[test]
 fn cursor_stands_where_the_terminal_shows_it_behind_emoji() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
+    let terminal = Terminal::new();
     terminal.log_in(server.port, "alice");
     for emoji in [
         "👩\u{200d}🚀",
@@ -838,7 +665,7 @@ fn cursor_stands_where_the_terminal_shows_it_behind_emoji() {
         terminal.text(&format!("{emoji}x"));
         terminal.wait(emoji, |screen| last_line(screen).ends_with('x'));
         terminal.keys(&["Left"]);
-        support::until(emoji, || terminal.tell("#{cursor_character}") == "x");
+        terminal.wait(emoji, |_| terminal.under_cursor() == "x");
         terminal.keys(&["C-u", "C-k"]);
         terminal.expect_last(">");
     }
@@ -846,22 +673,23 @@ fn cursor_stands_where_the_terminal_shows_it_behind_emoji() {
 
 #[test]
 fn address_is_a_link_and_nothing_of_it_a_sequence() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
-    terminal.tmux(&["pipe-pane", &format!("cat > {}", terminal.record().display())]);
+    let (_server, terminal, mut bob) = alice_and_bob();
+    terminal.record();
     let address = format!("https://example.org/{}", "long/".repeat(20));
     bob.say(&format!("see {address}."));
-    let written = terminal.written("\u{1b}]8;;\u{1b}\\\u{1b}[m.");
+    terminal.wait("the end", |_| terminal.written().contains("\u{1b}]8;;\u{1b}\\\u{1b}[m."));
+    let written = terminal.written();
     let parts = written.matches(&format!("\u{1b}]8;;{address}\u{1b}\\")).count();
     assert!(parts >= 2, "each row leads to all of it: {written:?}");
     bob.say("//see https://a.org/\u{7}\u{1b}\\\u{1b}]0;owned\u{7}");
     terminal.expect("]0;owned");
-    assert!(!terminal.written("]0;owned").contains("8;;https://a.org"));
+    assert!(!terminal.written().contains("8;;https://a.org"));
 }
 
 #[test]
 fn wrong_password_file_is_followed_by_a_question() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
+    let terminal = Terminal::new();
     drop(Client::within(terminal.home.clone(), server.port, "alice", true, &["--register"]).ready());
     let wrong = terminal.home.password_file("something else");
     for (file, problem) in [(wrong, "the password is wrong"), (terminal.home.path("none"), "No such file")] {
@@ -876,32 +704,22 @@ fn wrong_password_file_is_followed_by_a_question() {
     }
 }
 
-/// The part of a styled screen between the last escape sequence before `text` and `text`.
-fn style_before(styled: &str, text: &str) -> String {
-    let at = styled.find(text).expect("the text is on the screen");
-    let start = styled[..at].rfind('\u{1b}').expect("it is styled");
-    styled[start + 1..at].to_string()
-}
-
 #[test]
 fn mention_is_highlighted_and_rings_the_bell() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (_server, terminal, mut bob) = alice_and_bob();
     bob.say("nobody in particular, not even alice");
     terminal.expect("nobody in particular");
-    let rung = || terminal.tmux(&["display-message", "-p", "#{window_bell_flag}"]);
-    assert_eq!(rung().trim(), "0");
+    assert_eq!(terminal.bells(), 0);
     bob.say("hello @ALICE, and @carol, alice@example.org");
     terminal.expect("hello @ALICE");
-    let styled = terminal.styled();
-    let reverse = |text: &str| style_before(&styled, text).trim_end_matches('m').contains('7');
-    assert!(reverse("@ALICE"), "{styled:?}");
-    assert!(!reverse("@carol") && !reverse("alice@example.org"), "{styled:?}");
-    assert_eq!(rung().trim(), "1");
+    assert!(terminal.look("@ALICE").reverse);
+    assert!(!terminal.look("@carol").reverse && !terminal.look("alice@example.org").reverse);
+    terminal.wait("the bell", |_| terminal.bells() == 1);
 }
 
 #[test]
 fn long_lines_and_wide_characters_are_wrapped_in_line() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (_server, terminal, mut bob) = alice_and_bob();
     let words = "lorem ipsum dolor sit amet ".repeat(8) + "finis";
     bob.say(&words);
     let screen = terminal.expect("finis");
@@ -926,24 +744,21 @@ fn long_lines_and_wide_characters_are_wrapped_in_line() {
     // In the input line, a wide character is one character and two columns.
     terminal.text("日本x");
     terminal.expect_last("> 日本x");
-    terminal.keys(&["BSpace", "BSpace"]);
+    terminal.keys(&["Backspace", "Backspace"]);
     terminal.expect_last("> 日");
-    terminal.wait("the cursor", |_| terminal.tmux(&["display-message", "-p", "#{cursor_x}"]).trim() == "4");
+    assert_eq!(terminal.cursor().0, 4);
     terminal.enter("é");
     bob.expect("<alice> 日é");
 }
 
 #[test]
 fn resized_terminal_is_redrawn_while_messages_arrive() {
-    let Some((server, terminal, bob)) = alice_and_bob() else { return };
+    let (server, terminal, bob) = alice_and_bob();
     terminal.text("half a line");
     terminal.expect_last("> half a line");
     let talker = Talker::start(bob);
-    let resize = |columns: u16, rows: u16| {
-        terminal.tmux(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()]);
-    };
     let whole = |columns: usize, rows: usize| {
-        let cursor = format!("13,{}", rows - 1);
+        let cursor = (13, rows as u16 - 1);
         // Without this, the former screen, cut off, would match.
         let end = if columns < 80 { "…".to_string() } else { format!("127.0.0.1:{}", server.port) };
         terminal.wait(&format!("a screen of {columns} by {rows}"), |screen| {
@@ -957,25 +772,25 @@ fn resized_terminal_is_redrawn_while_messages_arrive() {
                 // No remains of the former screen.
                 && screen.matches("half a line").count() == 1
                 && screen.matches(" everyone").count() == 1
-                && terminal.tell("#{cursor_x},#{cursor_y}") == cursor
+                && terminal.cursor() == cursor
         });
     };
     for (columns, rows) in [(20, 6), (300, 100), (40, 10), (80, 24)] {
-        resize(columns, rows);
+        terminal.resize(columns, rows);
         whole(columns.into(), rows.into());
     }
     // A window dragged by its corner.
     for step in 0..40 {
-        resize(20 + step * 7, 6 + step * 2);
+        terminal.resize(20 + step * 7, 6 + step * 2);
     }
-    resize(20, 6);
+    terminal.resize(20, 6);
     whole(20, 6);
-    resize(80, 24);
+    terminal.resize(80, 24);
     let mut bob = talker.stop();
     bob.say("a message that is a little longer than forty columns are");
     terminal.expect("columns are");
     whole(80, 24);
-    resize(40, 10);
+    terminal.resize(40, 10);
     whole(40, 10);
     let screen = terminal.screen();
     let all: Vec<&str> = screen.split_whitespace().collect();
@@ -985,8 +800,82 @@ fn resized_terminal_is_redrawn_while_messages_arrive() {
 }
 
 #[test]
+fn keys_typed_while_the_window_is_resized_all_arrive() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    let line = "typed while somebody drags the corner";
+    for (step, letter) in (0..).zip(line.chars()) {
+        terminal.resize(30 + 3 * step, 8 + step);
+        terminal.text(&letter.to_string());
+    }
+    terminal.keys(&["Enter"]);
+    assert_eq!(bob.expect("<alice>"), format!("<alice> {line}"));
+}
+
+#[test]
+fn status_line_names_destination_and_safety_at_every_width() {
+    let (server, terminal, _bob) = alice_and_bob();
+    let all =
+        format!(" everyone · online · end-to-end encrypted · alice · 2 people · 127.0.0.1:{}", server.port);
+    for (columns, shown) in [(60, 59), (80, all.chars().count()), (200, all.chars().count())] {
+        terminal.resize(columns, 24);
+        let line: String = all.chars().take(shown).collect();
+        terminal.wait(&line, |screen| screen.lines().nth(22).is_some_and(|row| row.starts_with(&line)));
+    }
+}
+
+#[test]
+fn long_line_scrolls_and_its_end_and_cursor_stay_visible() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    // With one of these widths, a column at the edge stays empty.
+    for columns in [80, 81] {
+        terminal.resize(columns, 24);
+        let line = "日本".repeat(30) + "x";
+        terminal.text(&line);
+        let screen = terminal.wait("its end", |screen| last_line(screen).ends_with("日本x"));
+        // All characters are wide except the two of the prompt and the last one.
+        let length = 2 * last_line(&screen).chars().count() - 3;
+        assert!(length > 40 && length < columns.into(), "{screen}");
+        assert_eq!(terminal.cursor(), (length as u16, 23), "{screen}");
+        terminal.keys(&["Enter"]);
+        assert_eq!(bob.expect("<alice>"), format!("<alice> {line}"));
+    }
+}
+
+#[test]
+fn notices_are_dim_names_coloured_and_texts_plain() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    bob.say("a word");
+    terminal.expect("a word");
+    let dim = Look { dim: true, ..Look::PLAIN };
+    assert_eq!([terminal.look("bob is online"), terminal.look("a word")], [dim, Look::PLAIN]);
+    let name = terminal.look("bob?>");
+    assert!(name.bold && !name.dim && name.colour != Look::PLAIN.colour, "{name:?}");
+}
+
+#[test]
+fn key_that_arrives_in_pieces_is_one_key() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    (0..40).for_each(|number| bob.say(&format!("line number {number}.")));
+    terminal.expect("line number 39.");
+    // PageUp, as slow networks deliver it.
+    ["\u{1b}", "[", "5", "~"].iter().for_each(|piece| terminal.text(piece));
+    let screen = terminal.expect(" ↑");
+    assert_eq!(last_line(&screen), ">");
+}
+
+#[test]
+fn ctrl_l_repairs_a_screen_that_another_program_wrote_to() {
+    let (_server, terminal, _bob) = alice_and_bob();
+    let before = terminal.screen();
+    terminal.scribble("\r\n\nsomebody else\r\n");
+    terminal.expect("somebody else");
+    terminal.keys(&["C-l"]);
+    terminal.wait("the screen as before", |screen| screen == before);
+}
+
+#[test]
 fn commands_are_explained_and_mistyped_ones_never_sent() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (_server, terminal, mut bob) = alice_and_bob();
     terminal.enter("/help");
     let screen = terminal.expect("any other line goes to");
     for command in ["/msg NAME TEXT", "/room NAME", "/leave", "/verify NAME", "/trust NAME", "/exit"] {
@@ -1008,7 +897,7 @@ fn commands_are_explained_and_mistyped_ones_never_sent() {
 #[test]
 fn bar_shows_the_progress_of_a_file() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
+    let terminal = Terminal::new();
     terminal.log_in(server.port, "alice");
     let gate = Gate::before(&server);
     let mut bob = gate.client(Arc::new(Folder::new()), "bob", &["--register"]).ready();
@@ -1044,50 +933,48 @@ fn bar_shows_the_progress_of_a_file() {
 /// PROTOCOL#harmless.
 #[test]
 fn message_cannot_move_the_cursor_or_rename_the_terminal() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
-    let title = terminal.tmux(&["display-message", "-p", "#{pane_title}"]);
+    let (_server, terminal, mut bob) = alice_and_bob();
     bob.say("\u{1b}]0;owned\u{7}\u{1b}[2J\u{1b}[1;1Htop\u{1b}[?1049l\u{9b}5A bottom");
     let screen = terminal.expect("bottom");
-    assert!(screen.contains("<bob?> \u{fffd}]0;owned\u{fffd}\u{fffd}[2J\u{fffd}[1;1Htop"), "{screen}");
+    // The emulator drops this character.
+    let written = terminal.written();
+    assert!(written.contains("\u{fffd}]0;owned\u{fffd}\u{fffd}[2J\u{fffd}[1;1Htop"), "{written:?}");
     assert!(!screen.lines().next().unwrap_or_default().contains("top"), "{screen}");
-    assert_eq!(terminal.tmux(&["display-message", "-p", "#{pane_title}"]), title);
+    assert_eq!(terminal.title(), "");
     terminal.expect_last(">");
 }
 
 #[test]
 fn colours_are_used_unless_no_color_is_set() {
     let server = Server::start();
-    let coloured = |styled: &str| styled.contains("38;5;");
-    let Some(terminal) = Terminal::new() else { return };
+    let terminal = Terminal::new();
     terminal.log_in(server.port, "alice");
     let mut bob = server.client("bob").ready();
     terminal.expect("* bob is online");
     bob.say("@alice, in colour");
     terminal.expect("in colour");
-    assert!(coloured(&terminal.styled()), "{:?}", terminal.styled());
+    assert_ne!(terminal.look("bob?>").colour, Look::PLAIN.colour);
     terminal.enter("/exit");
     terminal.wait_for_shell();
+    terminal.record();
     terminal.ask(&format!("NO_COLOR=1 {}", terminal.unasked(server.port, "alice")), " online: ");
     bob.expect("* alice has left");
     bob.expect("* alice is online");
     bob.say("without colour, @alice");
     terminal.expect("without colour");
     terminal.ask("/hlep", "did you mean");
-    let styled = terminal.styled();
-    assert!(!coloured(&styled), "{styled:?}");
-    assert!(styled.contains(";1m") && styled.contains(";7m"), "it is still bold or reverse: {styled:?}");
+    assert!(!terminal.written().contains("\u{1b}[38;5;"));
+    assert!(terminal.look("bob?>").bold && terminal.look("@alice").reverse);
 }
 
 #[test]
 fn dumb_terminal_or_pipe_gets_plain_mode() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
-    let raw = terminal.home.path("raw");
+    let terminal = Terminal::new();
     // In two parts, so that the typed line does not contain the expected text.
     terminal.ask("clear; echo clea''red", "cleared");
     terminal.wait_for_shell();
-    // Record everything that the terminal gets from here on.
-    terminal.tmux(&["pipe-pane", "-o", &format!("cat > {}", raw.display())]);
+    terminal.record();
     for command in [
         format!("TERM=dumb {}", terminal.unasked(server.port, "alice")),
         format!("{} | cat", terminal.unasked(server.port, "alice")),
@@ -1104,17 +991,7 @@ fn dumb_terminal_or_pipe_gets_plain_mode() {
     terminal.expect("give --user and --password-file");
     terminal.wait_for_shell();
     terminal.expect_status(2);
-    terminal.tmux(&["pipe-pane"]);
-    let end = Instant::now() + DEADLINE;
-    let written = loop {
-        let written = std::fs::read(&raw).unwrap_or_default();
-        let text = String::from_utf8_lossy(&written).into_owned();
-        if text.contains("status 2.") {
-            break text;
-        }
-        assert!(Instant::now() < end, "{text}");
-        thread::park_timeout(LOOK);
-    };
+    let written = terminal.written();
     assert_eq!(written.matches("* logged in as alice").count(), 3, "{written}");
     assert!(!written.contains('\u{1b}') && !written.contains('\u{7}'), "{written:?}");
 }
@@ -1127,7 +1004,7 @@ type End<'a> = (&'a str, Option<String>, &'a str, &'a dyn Fn(), &'a str, u8);
 
 /// Ends the client in every way; `busy`: while messages arrive.
 fn end_in_every_way(busy: bool) {
-    let (server, Some(terminal)) = (Server::start(), Terminal::new()) else { return };
+    let (server, terminal) = (Server::start(), Terminal::new());
     let hello = "secure messenger ";
     // Another user, so that the talker has a recipient.
     let _carol = server.client("carol").ready();
@@ -1187,14 +1064,13 @@ fn end_in_every_way(busy: bool) {
                 terminal.log_in(server.port, "alice");
                 // Otherwise there would be nothing to restore.
                 assert_ne!(terminal.modes(), before.modes);
-                let changed = || changed_modes(&terminal.so_far());
-                until("modes", || ["1004", "1049", "2004"].iter().all(|mode| changed().contains(mode)));
+                let changed = terminal.changed_modes();
+                assert!(["1004", "1049", "2004"].iter().all(|mode| changed.contains(mode)), "{changed}");
             }
         }
         if !begun.is_empty() {
             terminal.expect_last(begun);
-            // The record is behind the screen.
-            until("pastes are marked", || changed_modes(&terminal.so_far()) == "2004");
+            assert_eq!(terminal.changed_modes(), "2004");
         }
         if busy && command.is_none() {
             let first = terminal.expect("<bob?> word ");
@@ -1234,8 +1110,17 @@ fn panic_on_the_full_screen() {
 }
 
 #[test]
+fn closed_window_ends_its_client() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    let client = terminal.child();
+    drop(terminal);
+    bob.expect("* alice has left");
+    until("it has ended", || !Path::new(&format!("/proc/{client}")).exists());
+}
+
+#[test]
 fn client_stopped_from_outside_restores_the_terminal() {
-    let (server, Some(terminal)) = (Server::start(), Terminal::new()) else { return };
+    let (server, terminal) = (Server::start(), Terminal::new());
     let before = terminal.prepare();
     terminal.log_in(server.port, "alice");
     terminal.signal("-TSTP");
@@ -1245,7 +1130,7 @@ fn client_stopped_from_outside_restores_the_terminal() {
 
 #[test]
 fn password_stays_unseen_after_a_stop() {
-    let (server, Some(terminal)) = (Server::start(), Terminal::new()) else { return };
+    let (server, terminal) = (Server::start(), Terminal::new());
     for signal in ["-TSTP", "-STOP"] {
         let before = terminal.prepare();
         terminal.enter(&terminal.client(server.port, "--user alice"));
@@ -1265,7 +1150,7 @@ fn password_stays_unseen_after_a_stop() {
         terminal.text("stty sane; fg");
         terminal.keys(&["C-j"]);
         until("it is in front", || stat().0 != "T" && stat().1 == stat().2);
-        until("it is raw", || terminal.modes().contains("-icanon"));
+        until("it is raw", || !terminal.echoes());
         terminal.enter("hidden");
         let screen = terminal.expect("there is no key for alice");
         assert!(!screen.contains("hidden"), "{screen}");
@@ -1277,10 +1162,9 @@ fn password_stays_unseen_after_a_stop() {
 
 #[test]
 fn signal_ends_a_client_whose_terminal_accepts_no_output() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
-    let (tmux, tty) = (terminal.tell("#{pid}").parse().expect("a number"), terminal.tell("#{pane_tty}"));
-    let child: u32 = terminal.child().parse().expect("a number");
-    support::signal(tmux, "-STOP");
+    let (_server, terminal, mut bob) = alice_and_bob();
+    let child = terminal.child();
+    terminal.hold(true);
     // More than the kernel buffers for the terminal: each resize redraws everything.
     for n in 0..100 {
         bob.say(&format!("number {n} {}", "word ".repeat(400)));
@@ -1289,32 +1173,27 @@ fn signal_ends_a_client_whose_terminal_accepts_no_output() {
     }
     let start = Instant::now();
     support::signal(child, "-TERM");
-    until("it has ended", || !PathBuf::from(format!("/proc/{child}")).exists());
+    until("it has ended", || !Path::new(&format!("/proc/{child}")).exists());
     let waited = start.elapsed();
-    let line = Command::new("stty").args(["-a", "-F", &tty]).output().expect("stty");
-    support::signal(tmux, "-CONT");
     assert!(waited < Duration::from_secs(15), "{waited:?}");
-    let modes = String::from_utf8(line.stdout).expect("UTF-8");
-    assert!([" icanon", " echo "].iter().all(|mode| modes.contains(mode)), "{modes}");
+    assert!(terminal.echoes());
 }
 
 #[test]
 fn where_nobody_could_let_it_go_on_a_client_is_not_suspended() {
-    let (server, Some(terminal)) = (Server::start(), Terminal::new()) else { return };
-    // script(1) gives it a terminal without a shell.
-    let client = format!("exec {}", terminal.unasked(server.port, "alice"));
-    terminal.enter(&format!("script -qc '{client}' /dev/null"));
+    let (server, mut terminal) = (Server::start(), Terminal::new());
+    terminal.enter(&format!("exec {}", terminal.unasked(server.port, "alice")));
     terminal.wait("a login", |screen| screen.contains(" · alice · 1 person"));
     terminal.keys(&["C-z"]);
     terminal.text("still here");
     terminal.expect_last("> still here");
     terminal.keys(&["C-c", "C-c"]);
-    terminal.wait_for_shell();
+    until("it ends", || terminal.shell.try_wait().expect("a child").is_some_and(|status| status.success()));
 }
 
 #[test]
 fn suspended_client_restores_the_terminal_and_continues() {
-    let (server, Some(terminal)) = (Server::start(), Terminal::new()) else { return };
+    let (server, terminal) = (Server::start(), Terminal::new());
     let mut before = terminal.prepare();
     terminal.log_in(server.port, "alice");
     let _carol = server.client("carol").ready();
@@ -1352,7 +1231,7 @@ fn suspended_client_restores_the_terminal_and_continues() {
 
 #[test]
 fn exit_after_a_lost_connection_lists_unacknowledged_texts() {
-    let Some((mut server, terminal, bob)) = alice_and_bob() else { return };
+    let (mut server, terminal, bob) = alice_and_bob();
     terminal.ask("the first", "<alice> the first ✓");
     support::signal(server.child.id(), "-STOP");
     terminal.ask("the second", "<alice> the second …");
@@ -1370,7 +1249,7 @@ fn exit_after_a_lost_connection_lists_unacknowledged_texts() {
 #[test]
 fn waiting_lines_hold_the_view_and_are_reported_at_the_end() {
     let (server, other) = (Server::start(), Server::start());
-    let (gate, Some(terminal)) = (Gate::before(&server), Terminal::new()) else { return };
+    let (gate, terminal) = (Gate::before(&server), Terminal::new());
     terminal.log_in(gate.port, "alice");
     let mut bob = server.client("bob").ready();
     bob.say("/msg alice hello");
@@ -1409,12 +1288,12 @@ fn waiting_lines_hold_the_view_and_are_reported_at_the_end() {
 
 #[test]
 fn scrolled_view_stays_and_a_rule_marks_where_reading_stopped() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
+    let (_server, terminal, mut bob) = alice_and_bob();
     for number in 0..40 {
         bob.say(&format!("line number {number}."));
     }
     terminal.expect("<bob?> line number 39.");
-    terminal.keys(&["PPage"]);
+    terminal.keys(&["PageUp"]);
     let scrolled = terminal.expect(" ↑");
     let first = scrolled.lines().next().expect("a row").to_string();
     bob.say("while you were reading");
@@ -1432,11 +1311,8 @@ fn scrolled_view_stays_and_a_rule_marks_where_reading_stopped() {
 
 #[test]
 fn private_message_notifies_the_desktop_if_unfocused() {
-    let Some((_server, terminal, mut bob)) = alice_and_bob() else { return };
-    let pipe = terminal.home.path("piped");
-    terminal.tmux(&["pipe-pane", &format!("cat > {}", pipe.display())]);
-    let piped = || std::fs::read(&pipe).unwrap_or_default();
-    let told = || String::from_utf8_lossy(&piped()).matches("\x1b]9;message from bob\x07").count();
+    let (_server, terminal, mut bob) = alice_and_bob();
+    let told = || terminal.written().matches("\x1b]9;message from bob\x07").count();
     bob.say("/msg alice one");
     terminal.expect("2 bob? (1)");
     support::until("notified, because another view is shown", || {
@@ -1445,27 +1321,26 @@ fn private_message_notifies_the_desktop_if_unfocused() {
     });
     terminal.keys(&["M-2"]);
     terminal.expect("[private bob? → alice] one");
-    let (before, rung) = (told(), || String::from_utf8_lossy(&piped()).matches('\u{7}').count());
-    let already = rung();
+    let (before, already) = (told(), terminal.bells());
     support::until("the bell rings", || {
         bob.ask("/msg alice again", "again");
-        rung() > already
+        terminal.bells() > already
     });
     assert_eq!(told(), before, "the view is visible");
     // What a terminal sends when its window loses the focus and gets it back.
-    terminal.tmux(&["send-keys", "-H", "1b", "5b", "4f"]);
+    terminal.text("\u{1b}[O");
     support::until("the desktop is notified", || {
         bob.ask("/msg alice again", "again");
         told() > before
     });
-    terminal.tmux(&["send-keys", "-H", "1b", "5b", "49"]);
+    terminal.text("\u{1b}[I");
     terminal.ask("/notify off", "* notifications of private messages, mentions and files are off");
 }
 
 #[test]
 fn messages_of_earlier_sessions_stand_above_a_rule() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
+    let terminal = Terminal::new();
     let mut bob = server.client("bob").ready();
     let keep = ["--register", "--keep-history"];
     let mut before = Client::within(terminal.home.clone(), server.port, "alice", true, &keep).ready();
@@ -1501,7 +1376,7 @@ fn summer_time_from(second: i64) -> String {
 #[test]
 fn time_shows_the_offset_of_its_own_moment() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
+    let terminal = Terminal::new();
     let now = || time::OffsetDateTime::now_utc().unix_timestamp();
     let hour = |word: &str| {
         let screen = terminal.expect(word);
@@ -1528,7 +1403,7 @@ fn time_shows_the_offset_of_its_own_moment() {
 #[test]
 fn terminal_without_utf8_gets_ascii_alone() {
     let server = Server::start();
-    let Some(terminal) = Terminal::new() else { return };
+    let terminal = Terminal::new();
     terminal.enter("export LC_ALL=C");
     terminal.prepare();
     terminal.ask(&terminal.unasked(server.port, "alice"), "your locale is not UTF-8");
@@ -1538,6 +1413,6 @@ fn terminal_without_utf8_gets_ascii_alone() {
     bob.say("ě2J ĝ2;title 漢字.");
     let screen = terminal.expect("<bob?> ?2J ?2;title ????.");
     assert!(screen.contains(" everyone | online | "), "{screen}");
-    let written = std::fs::read(terminal.record()).expect("recorded");
-    assert!(written.is_ascii(), "{}", String::from_utf8_lossy(&written));
+    let written = terminal.written();
+    assert!(written.is_ascii(), "{written}");
 }

@@ -1,6 +1,7 @@
-//! Helpers for tests of whole programs: temporary folders, real servers on port 0, clients in plain mode, a relay
-//! between them, and a raw connection that sends the bytes of an attacker. Nothing here sleeps: each wait ends with a
-//! line or the end of the output, or fails at a deadline that only a broken program reaches.
+//! Helpers for tests of whole programs: temporary folders, real servers on port 0, clients in plain mode and
+//! in a terminal, a relay between them, and a raw connection that sends the bytes of an attacker. Nothing here sleeps:
+//! each wait ends with a line, a screen or the end of the output, or fails at a deadline that only a broken program
+//! reaches.
 #![allow(dead_code, unused_imports)]
 
 mod cast;
@@ -10,6 +11,7 @@ mod operator;
 mod program;
 mod relay;
 pub mod storms;
+mod terminal;
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
@@ -44,6 +46,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
+pub use terminal::*;
 
 /// Only a broken program makes a test wait this long.
 pub const DEADLINE: Duration = Duration::from_secs(60);
