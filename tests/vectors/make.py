@@ -1,14 +1,14 @@
-"""Makes the test vectors of tests/spec/vectors.rs with other implementations than the messenger's own.
+"""Makes the test vectors of tests/spec/vectors.rs with other implementations.
 
-It shares no code with the messenger: the documented encodings are written out here once more, and
-the primitives are those of pycryptodome, hashlib and the `openssl` command. Run it from the top of
-the repository, and commit what it prints:
+It shares no code with the messenger: it implements the documented encodings itself, and takes the
+primitives from pycryptodome, hashlib and the `openssl` command. Run it from the top of the
+repository, and commit its output:
 
     python3 tests/vectors/make.py > tests/vectors/vectors.json
 
-vectors.json was made with Python 3.11.7, pycryptodome 4.4.0 and OpenSSL 3.0.19. What pycryptodome
-makes is the same at each run (its random source is replaced by SHA-256 in counter mode); the block
-and the signature by "OpenSSL" differ each time, since that command takes no random source.
+vectors.json was made with Python 3.11.7, pycryptodome 4.4.0 and OpenSSL 3.0.19. The output of
+pycryptodome is the same in each run (SHA-256 in counter mode replaces its random source); the block
+and the signature by "OpenSSL" differ each time, because that command accepts no random source.
 """
 
 import base64

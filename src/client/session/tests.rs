@@ -1,4 +1,4 @@
-//! Tests of sessions as a whole: two of them and the server between them, without threads or sockets.
+//! Tests of complete sessions: two sessions and a server between them, without threads or sockets.
 
 use super::*;
 use crate::client::audience::Audience;
@@ -15,12 +15,12 @@ use miniserde::json;
 
 const NOW: u64 = 1_800_000_000_000;
 
-/// Two sessions and the server between them, without threads or sockets.
+/// Two sessions, and the server between them.
 struct Net {
     sessions: [Session; 2],
     identities: [Vec<u8>; 2],
     keys: [SessionCertificate; 2],
-    /// What each has said that the server has not read yet.
+    /// Messages from each session that the server has not read yet.
     said: [VecDeque<ClientMessage>; 2],
     shown: [Vec<Entry>; 2],
     wants_key: [bool; 2],
@@ -30,12 +30,12 @@ struct Net {
 
 const NAMES: [&str; 2] = ["alice", "bob"];
 
-/// What the server answers to a new session key.
+/// The server's answer to a new session key.
 fn granted(newest: u64) -> crate::protocol::Session {
     crate::protocol::Session { token: crate::crypto::secret::Key::random(), expires: NOW, newest }
 }
 
-/// A new session begins.
+/// A login that begins a new session.
 fn new_login() -> Event {
     let key = NewKey { key: SessionKey::generate(), created: NOW + 1, newest: NOW };
     Event::LoggedIn(Box::new(key), Duration::ZERO)
@@ -50,7 +50,7 @@ impl Net {
         Net::with_records("")
     }
 
-    /// Their `known_users` is this at the start.
+    /// Both start with this `known_users`.
     fn with_records(records: &str) -> Net {
         let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("session-{id}"));
@@ -77,7 +77,7 @@ impl Net {
             now,
             folder,
         };
-        // What is sealed again must be new to them.
+        // A message that is sealed again must be new to them.
         net.sessions.iter_mut().for_each(|session| session.incoming.began = Some(NOW - 3_600_000));
         for n in 0..2 {
             let joined = vec![name(0), name(1)];
@@ -155,7 +155,7 @@ impl Net {
         while self.step(n) {}
     }
 
-    /// What is settled.
+    /// The lines of settled entries.
     fn lines(&self, n: usize) -> Vec<String> {
         let told = |entry: &&Entry| {
             !matches!(entry.source, Source::Notice | Source::SafetyNumber)
@@ -181,7 +181,7 @@ fn messages_that_meet_a_renewed_key_arrive_once_and_in_order() {
     for line in ["/msg bob two", "three", "/msg bob four", "five"] {
         net.type_in(0, line);
     }
-    // The first answers arrive, and something more is typed before the others do.
+    // The user types more between the first and the later answers.
     net.step(0);
     net.type_in(0, "/msg bob six");
     net.step(0);
@@ -199,7 +199,7 @@ fn messages_that_meet_a_renewed_key_arrive_once_and_in_order() {
 fn stale_key_that_stays_is_abandoned_and_reported() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
-    // The server shows one key and asks for another, again and again.
+    // The server repeatedly shows one key and demands another.
     let mut sealed = 0;
     for _ in 0..20 {
         if let Some(ClientMessage::EncryptedSend(send)) = net.said[0].front() {
@@ -231,7 +231,7 @@ fn text_reported_delivered_and_stale_is_shown_once() {
         let key = send.routing.keys.get(&name(1)).expect("wrapped").clone();
         let message = EncryptedMessage { envelope: send.envelope, key };
         net.event(1, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
-        // So the sender is shown another key each time.
+        // Show the sender another key each time.
         net.renew(1);
         let sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale, busy: Vec::new() };
         net.event(0, Event::Server(ServerMessage::Sent(sent)));
@@ -280,12 +280,12 @@ fn silence_ends_no_session_and_restarts_at_each_answer() {
         assert!(!quits(&mut net, Event::Tick));
     }
     assert_eq!(net.sessions[0].owed(), Some(now));
-    // The keys of bob: the message itself is still owed.
+    // The server has sent bob's keys, and still owes the answer to the message.
     net.step(0);
     assert_eq!(net.sessions[0].owed(), Some(net.now));
     net.settle();
     assert_eq!(net.sessions[0].owed(), None);
-    // A list of online users that never comes is owed, too.
+    // The server also owes the list of online users.
     net.event(0, new_login());
     net.now += Duration::from_secs(600);
     assert!(!quits(&mut net, Event::Tick));
@@ -340,7 +340,7 @@ fn exit_waits_for_sent_messages_even_without_a_connection() {
     assert_eq!(quits(&mut net, Event::Tick), Some(1));
     let last = "1 message of yours was not acknowledged and may not have arrived: \"one\"";
     assert_eq!(net.sessions[0].leave_now(), Exit::failed(vec![last.into()]));
-    // With nothing to wait for, it leaves at once.
+    // Without anything to wait for, the client leaves at once.
     let mut net = Net::new();
     net.event(0, Event::Lost("gone".into()));
     assert_eq!(quits(&mut net, Event::Line("/exit".into())), Some(0));
@@ -421,7 +421,7 @@ fn session_key_renews_daily_and_former_opens_for_a_minute() {
 }
 
 impl Net {
-    /// Bob goes and comes again, as the server tells alice.
+    /// The server reports to alice that bob has left and returned.
     fn bob_returns(&mut self) {
         self.bob_leaves();
         self.bob_joins();
@@ -437,7 +437,7 @@ impl Net {
         self.event(0, Event::Server(ServerMessage::Presence(presence)));
     }
 
-    /// Alice has met the true bob, and then, in vain, written to another one.
+    /// Alice has met the true bob; then the server has swapped his keys, and her next message was refused.
     fn with_swapped_bob() -> Net {
         let mut net = Net::new();
         net.type_in(0, "/msg bob one");
@@ -449,7 +449,7 @@ impl Net {
         net
     }
 
-    /// The server shows keys of its own making for bob.
+    /// Makes the server show its own keys for bob.
     fn swap_bob(&mut self) {
         let (identity, key) = (IdentityKey::generate(), SessionKey::generate());
         self.keys[1] = identity.certify(&name(1), &key, NOW);
@@ -464,17 +464,17 @@ fn key_swapped_between_comparison_and_decision_is_refused() {
     let warnings = |net: &Net| net.lines(0).iter().filter(|line| line.contains("HAS CHANGED")).count();
     let before = warnings(&net);
     assert!(before >= 1, "{:?}", net.lines(0));
-    // The number was compared; now the server shows yet another key.
+    // After the comparison, the server shows yet another key.
     net.swap_bob();
     net.type_in(0, "/verify bob yes");
     net.settle();
-    assert!(warnings(&net) > before + 1, "the second change is told, too: {:?}", net.lines(0));
+    assert!(warnings(&net) > before + 1, "the second change is reported too: {:?}", net.lines(0));
     net.type_in(0, "/trust bob");
     assert!(net.lines(0).last().is_some_and(|line| line.contains("compare again")), "{:?}", net.lines(0));
     net.type_in(0, "/msg bob three");
     net.settle();
     assert!(!net.lines(0).iter().any(|line| line.contains("> three")), "{:?}", net.lines(0));
-    // The number of the present key was shown with the refusal: a decision now is about that one.
+    // The refusal has shown the number of the current key, so the decision now applies to that key.
     net.type_in(0, "/trust bob");
     assert!(!net.sessions[0].contacts.has_changed(&name(1)));
 }
@@ -489,7 +489,7 @@ fn message_is_pending_then_taken_or_failed_and_resent_once() {
     assert_eq!(states(&mut net), [(1, SendState::UnderWay)]);
     net.settle();
     assert_eq!(states(&mut net), [(1, SendState::Taken)]);
-    // Bob is gone by the time the server reads the next one.
+    // Bob is offline when the server reads the next message.
     net.type_in(0, "/msg bob two");
     let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("it was sent") };
     let offline = send.routing.targets.clone();
@@ -502,7 +502,7 @@ fn message_is_pending_then_taken_or_failed_and_resent_once() {
     net.event(0, Event::Again(2));
     net.settle();
     assert_eq!(states(&mut net), [(3, SendState::UnderWay), (3, SendState::Taken)]);
-    // The number of what the server withheld is missing, and told.
+    // The number of the withheld message is missing, which is reported.
     let gap = "! 1 message from alice is missing";
     assert_eq!(net.lines(1), ["<alice -> bob> one", gap, "<alice -> bob> two"]);
     net.event(0, Event::Again(2));
@@ -516,7 +516,7 @@ impl Net {
         self.event(n, Event::Server(ServerMessage::Lost(Lost { id, name })));
     }
 
-    /// Numbers and reasons of the messages of `n` that have failed since this was asked last.
+    /// The numbers and reasons of messages of `n` that have failed since the last call.
     fn failed(&mut self, n: usize) -> Vec<(u64, String)> {
         let failed = |entry: Entry| match entry.sending {
             Some((number, SendState::Failed(why))) => Some((number, why)),
@@ -540,7 +540,7 @@ fn lost_message_is_marked_as_failed_and_can_be_sent_again() {
     net.event(0, Event::Again(3));
     net.settle();
     assert_eq!(net.lines(1).last().expect("it came again"), "<alice -> bob> two");
-    // The answer may be overtaken.
+    // `lost` may overtake the answer.
     net.type_in(0, "/msg bob three");
     net.lose(0, 5, "bob");
     assert_eq!(net.failed(0), []);
@@ -558,7 +558,7 @@ fn lost_of_an_unknown_message_is_reported_once() {
         net.shown[0].clear();
     };
     send(&mut net, 1);
-    // Twice, of another recipient, and of nothing that was sent.
+    // A repetition, another recipient, and an unknown message.
     net.lose(0, 1, "bob");
     assert_eq!(net.failed(0).len(), 1);
     for (id, name) in [(1, "bob"), (1, "carol"), (99, "bob")] {
@@ -567,7 +567,7 @@ fn lost_of_an_unknown_message_is_reported_once() {
     let notice =
         |name: &str| format!("! some messages to {name} may not have arrived: their session ended first");
     assert_eq!(net.lines(0), [notice("bob"), notice("carol")]);
-    // Kept: 256 messages, for 5 minutes.
+    // The client remembers 256 delivered messages for 5 minutes.
     for _ in 0..257 {
         send(&mut net, 1);
     }
@@ -671,7 +671,7 @@ fn refused_room_does_not_make_later_text_public() {
     let refused = "! the key of bob has changed: your message was not sent (\"a secret\")".to_string();
     assert!(net.lines(0).contains(&refused), "{:?}", net.lines(0));
     assert!(net.shown[0].iter().all(|entry| entry.trust.is_none()), "no mark of the former key");
-    // Nor is a room open that nobody was told of.
+    // No room is open, because the partner was not notified.
     assert!(!net.sessions[0].has_room(&name(1)) && net.sessions[0].partner() == Some(&name(1)));
 }
 
@@ -697,7 +697,7 @@ fn nothing_overtakes_an_unanswered_message() {
     net.type_in(0, "/msg bob zero");
     net.settle();
     net.type_in(0, "/msg bob one");
-    // The server holds it back; bob has another session key, and alice hears of bob's return.
+    // The server holds the message; meanwhile bob returns with a new session key.
     let held = net.said[0].pop_front().expect("one is on its way");
     net.renew(1);
     net.bob_returns();
@@ -749,7 +749,7 @@ impl Net {
         })
     }
 
-    /// What alice is shown of a message of bob's, sealed as `header` says.
+    /// Delivers a message of bob's with this header to alice.
     fn bob_sends(&mut self, kind: Kind, scope: Scope, sequence: u64, time: u64, text: &[u8]) {
         self.bob_sends_changed(kind, scope, sequence, (time, text), |_| ());
     }
@@ -815,7 +815,7 @@ fn expired_certificate_is_reported_once_then_counted() {
     assert_eq!(net.count("\"hello 19\" (19 more times)"), 1, "{:#?}", net.lines(0));
     net.minutes_pass(10);
     assert_eq!((net.count(unusable), net.count(missed)), (2, 2), "nothing happened meanwhile");
-    // Of a user who is ignored there are none.
+    // An ignored user causes no notices.
     net.shown[0].clear();
     net.type_in(0, "/ignore BOB");
     net.type_in(0, "hello again");
@@ -830,7 +830,7 @@ fn server_cannot_print_a_line_for_each_line_it_sends() {
     let mut net = Net::new();
     net.shown[0].clear();
     let names = |n: u64, kind: &str| -> Vec<Username> {
-        // Also names that differ in letter case alone.
+        // Include names that differ only in letter case.
         let letters = format!("{n:010b}").replace('0', "a").replace('1', "A");
         vec![format!("{kind}-{letters}").parse().expect("a name")]
     };
@@ -940,7 +940,7 @@ fn presence_change_in_several_lines_is_one_notice() {
     assert_eq!(net.count("is online") + net.count("come online"), 0);
     net.server(0, ServerMessage::Presence(change(false, names(4096..4097))));
     assert_eq!(net.count("* 4097 users have come online; 4099 are online now"), 1, "{:?}", net.shown[0]);
-    // A change without an end hides nobody, least of all from whoever is about to type.
+    // An incomplete change hides nobody: before the user sends anything, it is reported.
     net.server(0, ServerMessage::Presence(change(true, names(5000..5001))));
     net.type_in(0, "/help");
     assert_eq!(net.count("user-5000 is online"), 1);
@@ -969,7 +969,7 @@ fn login_that_is_not_the_newest_is_renewed_at_once() {
         net.event(0, Event::NewKey(Box::new(SessionKey::generate())));
         let Some(ClientMessage::Renew(fields)) = net.said[0].pop_back() else { panic!("not renewed") };
         assert_eq!(fields.created, next);
-        // Another machine was faster: not at once.
+        // Another machine was faster, so do not repeat it at once.
         net.server(0, ServerMessage::Session(granted(newest.max(next))));
         for (seconds, is_due) in [(0, false), (599, false), (1, true)] {
             net.wants_key[0] = false;
@@ -1057,7 +1057,7 @@ fn verify_yes_needs_a_number_that_was_shown() {
     assert_eq!(net.sessions[0].contacts.trust(&name(1)), Some(Trust::New));
     net.type_in(0, "/verify bob yes");
     assert_eq!(net.count("* bob is verified"), 1, "it is shown now");
-    // The number of another key is another number.
+    // Another key has another number.
     net.bob_returns();
     net.swap_bob();
     net.type_in(0, "/msg bob two");
