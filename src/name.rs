@@ -34,7 +34,7 @@ impl Word {
 
     /// The text.
     pub fn as_str(&self) -> &str {
-        str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("it was made of a text")
+        str::from_utf8(&self.bytes[..usize::from(self.length)]).expect("it was made from a text")
     }
 }
 

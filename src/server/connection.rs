@@ -435,7 +435,7 @@ mod tests {
         alice.connection.lines.buffer().extend(frame::packet_head(b"", b""));
         assert!(alice.take_frames() && has_cost(&alice, 1.1));
         assert!(matches!(heard(&far), ServerMessage::Error(_)));
-        assert_eq!(received(&alice), 5, "each of them was taken in");
+        assert_eq!(received(&alice), 5, "each was accepted");
     }
 
     /// PROTOCOL#ack, PROTOCOL#ack-true.
@@ -492,7 +492,7 @@ mod tests {
             assert_eq!(attach(&session.outbox, &link, 0), Attached::Yes);
             assert!(!alice.take_frames());
             assert_eq!(received(&alice), 0);
-            assert!(bob.served.session.has_granted(&session.name, TRANSFER), "nothing has used it up");
+            assert!(bob.served.session.has_granted(&session.name, TRANSFER), "the grant is unused");
             // The end of the former link's thread does not affect the next link.
             alice.run();
             drop(alice);
@@ -599,7 +599,7 @@ mod tests {
         let session = alice.served.session.clone();
         let thread = std::thread::spawn(move || {
             let _inbound = alice.served.session.outbox.inbound();
-            panic!("as a handler might");
+            panic!("a panic like that of a handler");
         });
         assert!(thread.join().is_err() && session.outbox.detached().is_some());
         let (link, _far) = link();

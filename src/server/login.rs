@@ -531,7 +531,7 @@ mod tests {
         let (login, _far) = connection(&shared);
         let said = |refusal: Refusal| match refusal {
             Refusal(Some(ServerMessage::Error(Failure { retry_after: Some(seconds), .. }))) => seconds,
-            _ => panic!("no time is told"),
+            _ => panic!("no time to wait"),
         };
         for (left, seconds) in [(1, 1), (999, 1), (1500, 2), (899_999, 900)] {
             assert_eq!(
@@ -599,7 +599,7 @@ mod tests {
         let now = clock::now_ms();
         let certificate = identity.certify(&name, &session, now);
         let response = key.log_in(&name, &challenge, b"", identity, (&session, certificate));
-        pending.verify(&response, b"", now).expect("all of it is right")
+        pending.verify(&response, b"", now).expect("everything is valid")
     }
 
     /// PROTOCOL#login-race.

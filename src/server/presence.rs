@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(heard(&carol), full("alice bob carol"));
         // A user who logs in again has left and joined.
         assert!(add(&again.0));
-        assert!(!remove(&bob), "the end of the former session is not that of the user");
+        assert!(!remove(&bob), "the end of a replaced session does not take its user offline");
         round(registry, &mut told);
         for one in [&alice, &carol] {
             assert_eq!(heard(one), change("bob", "bob"));

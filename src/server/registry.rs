@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(registry.insert(&again.0, 2), Ok(()));
         assert!(!bob.0.outbox.is_open() && registry.count() == 2);
         assert!(registry.get(&bob.0.name).is_some_and(|now| Arc::ptr_eq(&now, &again.0)));
-        assert!(!remove(&bob), "the end of the former session is not that of its user");
+        assert!(!remove(&bob), "the end of a replaced session does not take its user offline");
         assert!(remove(&again) && !remove(&again));
         assert_eq!(registry.insert(&carol.0, 2), Ok(()));
     }

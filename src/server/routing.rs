@@ -313,7 +313,7 @@ mod tests {
         assert!(is_refused(ask("bob", MAX_GRANTED + 1), "bob") && !alice.has_granted(&bob.name, TRANSFER));
         assert!(ask("bob", 3).is_none() && alice.has_granted(&bob.name, TRANSFER));
         let told = Grant { peer: name("alice"), transfer: Fixed(TRANSFER), count: 3 };
-        assert!(comes(&far, &ServerMessage::Grant(told).encode()), "and nothing of what was refused");
+        assert!(comes(&far, &ServerMessage::Grant(told).encode()), "and no refused grant");
         // A revocation gets no answer, whomever it names.
         assert!(ask("bob", 0).is_none() && !alice.has_granted(&bob.name, TRANSFER));
         assert!(ask("nobody", 0).is_none());

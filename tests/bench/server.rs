@@ -227,7 +227,7 @@ fn measure(crowd: &Crowd, pid: u32, plan: &Arc<Plan>, length: Duration) -> (Foun
     assert_eq!(
         (found.wrong, found.lost - found.busy.min(found.lost)),
         (0, 0),
-        "each message once and in order, or its sender is told"
+        "each message once and in order, or its sender is notified"
     );
     (found, cpu(pid) - before)
 }

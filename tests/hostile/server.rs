@@ -834,7 +834,7 @@ fn unrequested_keys_change_nothing() {
     assert_eq!(
         send.routing.keys.get(&name("alice")).map(WrappedKey::id),
         Some(wanted),
-        "sealed for the key that was asked for"
+        "sealed for the requested key"
     );
     line.delivered(&send);
     bob.expect("<bob -> alice> secret");
@@ -929,7 +929,7 @@ fn server_that_never_answers_is_dropped_after_30_s() {
     let effects = bare.hear(ServerMessage::Keys(Keys { keys: vec![alice.shown()], unknown: vec![] }));
     let is_send =
         |effect: &Effect| matches!(effect, Effect::Do(Action::Send(ClientMessage::EncryptedSend(_))));
-    assert!(effects.iter().any(is_send), "the message is on its way");
+    assert!(effects.iter().any(is_send), "the message is in flight");
     let quits = |effects: Vec<Effect>| {
         effects
             .into_iter()
@@ -1613,7 +1613,7 @@ fn interrupted_change_logs_in_with_whatever_the_server_expects() {
         change.ask(BOBS);
         let Some(ClientMessage::PasswordChange(request)) = change.hear() else { panic!("no change") };
         let chosen = Login { salt: request.salt, rounds: request.rounds };
-        let after = std::fs::read(&successor).expect("on disk before it is asked for");
+        let after = std::fs::read(&successor).expect("on disk before the server needs it");
         assert_eq!(key_file::logins(&after).ok(), Some(vec![chosen, OTHER]));
         assert!(std::fs::read(stage.key_file()).expect("there") == before);
         let _ = bob.child.kill();

@@ -534,7 +534,7 @@ impl Raw {
 
     /// Acknowledges all frames received.
     pub fn acknowledge(&mut self) {
-        let ack = self.count.ack().expect("it is logged in");
+        let ack = self.count.ack().expect("the connection is logged in");
         self.say(&ack);
     }
 

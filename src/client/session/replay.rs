@@ -188,8 +188,12 @@ mod tests {
         assert_eq!(take(header(1, None, 11)), Order::Gap(2));
         assert_eq!(take(header(1, None, 10)), Order::Replayed);
         assert_eq!(take(header(1, Some(1), 2)), Order::Gap(1), "a private conversation begins at 1");
-        assert_eq!(take(header(1, Some(2), 1)), Order::Next, "a new session of the recipient begins anew");
-        assert_eq!(take(header(2, None, 1)), Order::Next, "a new session of the sender begins anew");
+        assert_eq!(
+            take(header(1, Some(2), 1)),
+            Order::Next,
+            "a new session of the recipient starts new numbers"
+        );
+        assert_eq!(take(header(2, None, 1)), Order::Next, "a new session of the sender starts new numbers");
         assert_eq!(take(header(2, None, u64::MAX)), Order::Replayed, "nothing could follow it");
         assert_eq!(take(header(2, None, u64::MAX - 1)), Order::Gap(u64::MAX - 3));
         assert_eq!(take(header(2, None, u64::MAX - 1)), Order::Replayed);
@@ -298,11 +302,7 @@ mod tests {
         assert_eq!(take(&mut seen, &header(1, None, 13), NOW), Order::Gap(3));
         seen.refuse(private, 4, None);
         seen.refuse(private, 99, None);
-        assert_eq!(
-            take(&mut seen, &header(1, Some(1), 5), NOW),
-            Order::Next,
-            "the forgery took nothing back"
-        );
+        assert_eq!(take(&mut seen, &header(1, Some(1), 5), NOW), Order::Next, "the forgery has no effect");
         // In another conversation, nothing was refused.
         seen.refuse(private, 6, None);
         assert_eq!(take(&mut seen, &header(2, Some(1), 5), NOW), Order::Gap(4));

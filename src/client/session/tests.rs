@@ -214,7 +214,7 @@ fn stale_key_that_stays_is_abandoned_and_reported() {
     }
     assert!(net.sessions[0].is_settled());
     assert!(net.lines(0)[0].starts_with("! the server did not accept it for bob"), "{:?}", net.lines(0));
-    assert_eq!(sealed, 1, "the same key is no reason to seal it again");
+    assert_eq!(sealed, 1, "nothing is sealed again for the same key");
 }
 
 /// PROTOCOL#message-id, PROTOCOL#check-again.
@@ -409,7 +409,7 @@ fn session_key_renews_daily_and_former_opens_for_a_minute() {
         net.sessions[1].cx.account.holds(former)
             && net.sessions[1].cx.account.current().fingerprint() != former
     );
-    let Some(ClientMessage::EncryptedSend(send)) = under_way else { panic!("a message was under way") };
+    let Some(ClientMessage::EncryptedSend(send)) = under_way else { panic!("a message was in flight") };
     let key = send.routing.keys.get(&send.routing.targets[0]).expect("wrapped").clone();
     let message = EncryptedMessage { envelope: send.envelope.clone(), key };
     net.event(1, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
@@ -698,7 +698,7 @@ fn nothing_overtakes_an_unanswered_message() {
     net.settle();
     net.type_in(0, "/msg bob one");
     // The server holds the message; meanwhile bob returns with a new session key.
-    let held = net.said[0].pop_front().expect("one is on its way");
+    let held = net.said[0].pop_front().expect("one is in flight");
     net.renew(1);
     net.bob_returns();
     net.type_in(0, "/msg bob two");

@@ -219,6 +219,6 @@ mod tests {
         lists.deferred.extend([outbox.clone(), outbox.clone()]);
         assert!(matches!(lists.take_due(), (none, Some(_)) if none.is_empty()), "not before its time");
         assert_eq!([tick(&mut lists), tick(&mut lists)], [1, 2]);
-        assert!(lists.tick.is_none(), "who has nothing to say soon is not woken");
+        assert!(lists.tick.is_none(), "the flusher is not woken without a deferred frame");
     }
 }

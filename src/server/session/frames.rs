@@ -401,9 +401,9 @@ pub(in crate::server) mod tests {
         assert_eq!(sent(&mut frames), [1, 3, 2]);
         // An abandoned attempt, on which nothing is sent; then the true count.
         assert!(frames.resume(1) && frames.resume(1));
-        assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "this connection was sent nothing yet");
+        assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "nothing was sent on this connection yet");
         assert!(frames.reaches(3) && !frames.reaches(4) && frames.resume(3));
-        assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "it has said that it has three");
+        assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "the client has three already");
         assert!(frames.is_idle() && !frames.reaches(2) && frames.load.packet_bytes == 0);
         frames.put(line(4));
         assert_eq!((sent(&mut frames), acknowledge(&mut frames, 4)), (vec![4], Ok(false)));
@@ -463,7 +463,7 @@ pub(in crate::server) mod tests {
         (0..40).for_each(|n| put_packet(&mut frames, n));
         assert_eq!(frames.packets(), 40);
         sent(&mut frames);
-        assert_eq!(frames.packets(), 8, "those it must have acknowledged");
+        assert_eq!(frames.packets(), 8, "the number that it must have acknowledged");
         assert_eq!(acknowledge(&mut frames, 45), Ok(true));
         assert_eq!(frames.packets(), 0);
     }
@@ -490,7 +490,7 @@ pub(in crate::server) mod tests {
         let mut frames = Frames::new(1 << 20);
         (0..10).for_each(|_| frames.put(Frame::line(vec![b'x'; 65_535])));
         sent(&mut frames);
-        assert_eq!(acknowledge(&mut frames, 1), Ok(false), "whatever is still to be acknowledged");
+        assert_eq!(acknowledge(&mut frames, 1), Ok(false), "no matter how much is unacknowledged");
     }
 
     #[test]
@@ -591,11 +591,11 @@ pub(in crate::server) mod tests {
         let packet = || Frame::packet(vec![0], &[0; PACKET - 1]);
         let fill = |frames: &mut Frames| (0..).take_while(|_| put(frames, packet(), &quotas)).count();
         let pressure = under_pressure(&quotas, 0);
-        assert_eq!(fill(&mut frames), 5, "as long as there are no more than 256 KiB");
+        assert_eq!(fill(&mut frames), 5, "up to 256 KiB");
         while !frames.is_idle() {
             frames.next_batch(&mut Vec::new(), 100);
         }
-        assert_eq!(fill(&mut frames), 0, "what is kept counts");
+        assert_eq!(fill(&mut frames), 0, "kept frames count");
         assert!(frames.acknowledge(2).is_ok());
         assert_eq!(fill(&mut frames), 2);
         drop((frames, pressure));

@@ -342,7 +342,7 @@ pub(super) mod tests {
         assert!(!alice.grant(&bob, one, 0) && !alice.grant(&bob, one, MAX_GRANTED + 1));
         assert!(
             !alice.has_granted(&bob, one) && !alice.take_grant(&bob, one),
-            "what is refused grants nothing"
+            "a refused grant has no effect"
         );
         assert!(alice.grant(&bob, one, 2) && alice.grant(&bob, one, 1) && alice.has_granted(&bob, one));
         for (name, transfer) in [(&carol, one), (&bob, other)] {
@@ -361,6 +361,6 @@ pub(super) mod tests {
         assert!(alice.take_grant(&bob, other));
         assert!(!alice.grant(&bob, other, 1));
         alice.revoke(&carol, one);
-        assert!(!alice.take_grant(&carol, one) && alice.take_grant(&bob, other), "no other is taken back");
+        assert!(!alice.take_grant(&carol, one) && alice.take_grant(&bob, other), "other grants stay");
     }
 }

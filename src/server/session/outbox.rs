@@ -647,7 +647,7 @@ pub(in crate::server) mod tests {
         lock(&outbox.io).state = State::Ending(Instant::now());
         assert!(!end(&outbox));
         let got = rest(&far).len();
-        assert!(got < 400 * LINE, "all of it went out, in its own time");
+        assert!(got < 400 * LINE, "everything was sent, despite the deadline");
         assert!(!outbox.says_farewell(&link) && lock(&outbox.io).frames.is_idle());
     }
 
@@ -738,7 +738,7 @@ pub(in crate::server) mod tests {
         assert_eq!(attach(&outbox, &next, 0), Attached::Yes);
         assert!(!end_if(&outbox, Condition::DetachedSince(since)) && outbox.is_open());
         outbox.detach(&next);
-        assert!(!end_if(&outbox, Condition::DetachedSince(since)), "its time has begun again");
+        assert!(!end_if(&outbox, Condition::DetachedSince(since)), "the time starts again");
         let since = outbox.detached().expect("it has no connection");
         assert!(end_if(&outbox, Condition::DetachedSince(since)) && !end(&outbox));
         assert!(lock(&outbox.io).frames.is_idle(), "nothing is held for it");
@@ -800,7 +800,7 @@ pub(in crate::server) mod tests {
         let outbox = outbox_on(former.clone(), 1024);
         let mut inbound = outbox.inbound();
         assert_eq!(attach(&outbox, &next, 0), Attached::Busy);
-        assert!(!outbox.serves(&former), "it is cut all the same");
+        assert!(!outbox.serves(&former), "the link is cut nevertheless");
         std::thread::scope(|scope| {
             let resumption = scope.spawn(|| {
                 outbox.attach(next.clone(), 0, PATIENCE, |received| received.to_string().into_bytes())
@@ -823,7 +823,7 @@ pub(in crate::server) mod tests {
     pub fn until(condition: impl Fn() -> bool) {
         let end = Instant::now() + PATIENCE;
         while !condition() {
-            assert!(Instant::now() < end, "it does not happen");
+            assert!(Instant::now() < end, "the condition never occurs");
             std::thread::yield_now();
         }
     }
@@ -921,7 +921,7 @@ pub(in crate::server) mod tests {
         let outbox = outbox_on(link.clone(), 10);
         outbox.send(line("a"));
         assert_eq!((next(&far, 1).as_str(), outbox.acknowledge(&link, 1)), ("a", Ok(false)));
-        assert_eq!(deliver(&outbox, line("0123456789")), Queued::Yes, "just as much as may wait");
+        assert_eq!(deliver(&outbox, line("0123456789")), Queued::Yes, "exactly the limit");
         assert_eq!(deliver(&outbox, line("c")), Queued::Full);
         assert_eq!(next(&far, 10), "0123456789");
         assert_eq!(outbox.acknowledge(&link, 2), Ok(false));
@@ -992,7 +992,7 @@ pub(in crate::server) mod tests {
                     // An abandoned attempt may arrive late.
                     let (late, _far) = self::link();
                     let hello = |position: u64| {
-                        assert_eq!(position, counted.load(Ordering::SeqCst), "all that was handled");
+                        assert_eq!(position, counted.load(Ordering::SeqCst), "all handled frames");
                         b"hello\n".to_vec()
                     };
                     if round.is_multiple_of(3) {
