@@ -231,6 +231,13 @@ pub fn is_exit(line: &str) -> bool {
     matches!(parse(line), Ok(Command::Exit))
 }
 
+/// Whether a refused line may have been meant to lead to another conversation: what follows it is meant for that one.
+pub fn may_lead(line: &str) -> bool {
+    let word = line.split(char::is_whitespace).find(|word| word.contains(char::is_alphanumeric));
+    let word = name(word.unwrap_or_default().trim_start_matches(|c: char| !c.is_alphanumeric()));
+    ["room", "view"].contains(&nearest(&word).unwrap_or_default())
+}
+
 /// The name in [`COMMANDS`] for a typed name, which may be an alias.
 pub fn name(word: &str) -> String {
     let word = word.to_ascii_lowercase();

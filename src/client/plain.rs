@@ -88,9 +88,6 @@ impl Plain {
             if backend.is_idle() && !had_line {
                 let _ = waking.recv_timeout(TICK);
             }
-            if self.printer.has_failed() {
-                return Exit::failed(Vec::new());
-            }
             let stopped = self.printer.stopped();
             if let Some(signal) = stopped {
                 let signal = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
@@ -98,10 +95,10 @@ impl Plain {
             }
             // Otherwise a script would wait as long as the network is silent. At the end, the session has its own patience.
             let is_silent = session.owed().is_some_and(|since| since.elapsed() >= FAREWELL);
-            if stopped.is_some() || is_silent && !session.is_leaving() && lines.end() {
-                let warnings = session.leave_now().warnings;
-                warnings.iter().for_each(|text| self.printer.print(format!("! {text}")));
-                return Exit::failed(warnings);
+            let is_unheard = is_silent && !session.is_leaving() && lines.end();
+            if stopped.is_some() || self.printer.has_failed() || is_unheard {
+                let exit = drive(session, backend, self, Event::LeaveNow).unwrap_or_default();
+                return Exit { status: 1, ..exit };
             }
             let event = backend.next().unwrap_or(Event::Tick);
             let mut exit = drive(session, backend, self, event);

@@ -55,6 +55,7 @@ use zeroize::Zeroizing;
 pub use connection::last_word;
 pub use event::{Action, Display, Effect, Event, Exit, NewKey};
 pub use leaving::FAREWELL;
+pub use talk::Destination;
 
 /// The notice of a changed password.
 const PASSWORD_CHANGED: &str = "your password is changed, here and on the server; copies of your key file on \
@@ -123,8 +124,11 @@ impl Session {
         self.record = Record::new(kept, earlier, &self.cx.me);
     }
 
-    /// Handles one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
+    /// Handles one event; after the end, none. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
+        if self.cx.is_over() {
+            return Vec::new();
+        }
         let before = std::mem::replace(&mut self.cx.instant, now);
         self.cx.now = now_ms;
         let cx = &mut self.cx;
@@ -153,10 +157,11 @@ impl Session {
             Event::LoggedIn(key, after) => self.logged_in(*key, after),
             Event::Closed(why) => {
                 cx.problem(format!("connection lost: {why}"));
-                self.quit_at_once();
+                self.give_up();
             }
             Event::NotText(problem) => cx.problem(problem),
             Event::EndOfInput => self.leaving.end_of_input(cx),
+            Event::LeaveNow => self.leave_now(),
             Event::NewKey(key) => {
                 let fingerprint = key.fingerprint();
                 let certificate = cx.account.announce(&cx.me, *key, (now_ms, now));
@@ -186,6 +191,9 @@ impl Session {
         self.contacts.tick(&mut self.cx);
         self.record.take_said(&mut self.cx);
         self.leave_if_done(before);
+        if self.cx.is_over() {
+            self.close();
+        }
         self.cx.take_effects()
     }
 
@@ -272,7 +280,7 @@ impl Session {
         }
         if let Some(over) = last_word(failure) {
             self.cx.problem(format!("{over}: this session is over"));
-            self.quit_at_once();
+            self.give_up();
         } else if let Some(id) = failure.id {
             self.connection.answered();
             self.outbox.refused(&mut self.cx, &mut self.contacts, id, &text);
@@ -440,7 +448,7 @@ impl Session {
                 self.cx.send(ClientMessage::Logout);
                 self.cx.quit(u8::from(is_failed), true);
             }
-            Some(Step::GiveUp) => self.quit_at_once(),
+            Some(Step::GiveUp) => self.give_up(),
             Some(Step::Tell) => {
                 if let Some(text) = self.leaving() {
                     self.cx.display(Display::Progress(text));
@@ -450,19 +458,34 @@ impl Session {
         }
     }
 
-    /// Ends, and reports what may be lost.
-    fn quit_at_once(&mut self) {
-        for text in self.unsettled() {
-            self.cx.problem(text);
-        }
+    /// Ends because nothing can come any more, and tells what may be lost by that.
+    fn give_up(&mut self) {
+        self.tell_unsettled();
         self.cx.quit(1, false);
     }
 
-    fn unsettled(&self) -> Vec<String> {
+    /// Ends because the user does not wait.
+    fn leave_now(&mut self) {
+        let is_unsettled = self.tell_unsettled();
+        self.cx.quit(u8::from(is_unsettled), false);
+    }
+
+    /// Tells what may be lost by an end now; false if nothing is.
+    fn tell_unsettled(&mut self) -> bool {
         let is_changing = self.cx.account.password == PasswordChange::Running;
         let unclear_password = is_changing.then(|| ChangeError::Unfinished.to_string());
         let messages = self.outbox.unsettled(self.connection.lost_since());
-        messages.chain(self.files.unfinished()).chain(unclear_password).collect()
+        let unsettled = messages.chain(self.files.unfinished()).chain(unclear_password);
+        let unsettled: Vec<String> = unsettled.collect();
+        unsettled.iter().for_each(|text| self.cx.problem(text));
+        !unsettled.is_empty()
+    }
+
+    /// Ends jobs and lets go of files: the screen may show an ended session for hours.
+    fn close(&mut self) {
+        self.files.end(&mut self.cx);
+        self.record.close();
+        self.contacts.close(&self.cx);
     }
 }
 

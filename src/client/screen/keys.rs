@@ -9,7 +9,7 @@ use crate::client::command::{self, Command, View, is_exit};
 use crate::client::completion::complete;
 use crate::client::error::StartError;
 use crate::client::path;
-use crate::client::session::{Event, Exit};
+use crate::client::session::{Destination, Event, Exit};
 use crate::client::terminal;
 use crate::client::terminal::editor::{MAX_LINE, Outcome};
 use crate::client::terminal::input::{Key, Keys, Pastes};
@@ -213,7 +213,11 @@ impl Screen {
     /// What stands before the line: what is asked for, or where the line will go.
     pub fn prompt(&self) -> String {
         match &self.views.asking {
-            None => self.destination().map_or("> ".into(), |name| format!("{name}> ")),
+            None => match self.destination() {
+                Destination::Everyone => "> ".into(),
+                Destination::With(name) => format!("{name}> "),
+                Destination::Nowhere => "(nobody)> ".into(),
+            },
             Some(Asking { old: None, .. }) => "old password (hidden): ".into(),
             Some(Asking { new: None, .. }) => "new password (hidden): ".into(),
             Some(_) => "repeat password: ".into(),
@@ -221,16 +225,18 @@ impl Screen {
     }
 
     /// Where the lines that wait lead: what is typed behind them goes there.
-    fn destination(&self) -> Option<Username> {
+    fn destination(&self) -> Destination {
+        let with = |with: Option<Username>| with.map_or(Destination::Everyone, Destination::With);
         let leads = |line: &str| match command::parse(line) {
-            Ok(Command::Room(Some(name))) => Some(Some(name)),
-            Ok(Command::Leave | Command::View(View::Everyone)) => Some(None),
-            Ok(Command::View(View::With(name))) => Some(Some(name)),
+            Ok(Command::Room(Some(name)) | Command::View(View::With(name))) => Some(Destination::With(name)),
+            Ok(Command::Leave | Command::View(View::Everyone)) => Some(Destination::Everyone),
             Ok(Command::View(View::Number(number))) => {
-                self.views.conversations.all().get(number.wrapping_sub(1)).map(|view| view.with.clone())
+                let view = self.views.conversations.all().get(number.wrapping_sub(1));
+                Some(view.map_or(Destination::Nowhere, |view| with(view.with.clone())))
             }
+            Err(_) if command::may_lead(line) => Some(Destination::Nowhere),
             _ => None,
         };
-        self.lines.waiting().rev().find_map(leads).unwrap_or_else(|| self.session.partner().cloned())
+        self.lines.waiting().rev().find_map(leads).unwrap_or_else(|| self.session.destination().clone())
     }
 }

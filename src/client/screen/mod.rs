@@ -303,12 +303,13 @@ impl Screen {
 
     /// Leaves without waiting.
     fn leave_now(&mut self) -> Exit {
-        self.over.take().unwrap_or_else(|| self.session.leave_now())
+        let leave = || drive(&mut self.session, &self.backend, &mut self.views, Event::LeaveNow);
+        self.over.take().or_else(leave).unwrap_or_default()
     }
 
     fn draw(&mut self) {
         let session = &self.session;
-        let (place, trust) = match session.partner() {
+        let (place, trust) = match &self.views.conversations.current().with {
             Some(name) => {
                 let kind = if session.has_room(name) { "room" } else { "private" };
                 (format!("{kind} with {name}"), session.trust_word(name))

@@ -3,14 +3,19 @@
 use super::Session;
 use super::account::PasswordChange;
 use super::event::{Action, Display};
+use super::talk::Destination;
 use crate::client::audience::Audience;
 use crate::client::command::{self, Command, View};
-use crate::client::text::sanitise;
+use crate::client::text::{quoted, sanitise};
 use crate::crypto::envelope::Kind;
 use crate::name::Username;
 
 /// The most messages that a search shows, the latest: more would not fit the screen.
 const MAX_FOUND: usize = 100;
+
+/// Told when a line goes to nobody.
+const NOWHERE: &str = "you are talking to nobody, because your last /room or /view was refused; /view returns to \
+    everyone, /room NAME talks to one user";
 
 const ELSE: &str = "any other line goes to the current conversation; //TEXT sends /TEXT";
 
@@ -19,22 +24,33 @@ impl Session {
         let cx = &mut self.cx;
         let command = match command::parse(line) {
             Ok(command) => command,
-            Err(problem) => return cx.problem(sanitise(&problem)),
+            Err(problem) => {
+                if command::may_lead(line) {
+                    self.talk.go_nowhere();
+                }
+                return cx.problem(sanitise(&problem));
+            }
         };
         match command {
             Command::Nothing => {}
-            Command::Say(text) => self.send(Kind::Message, self.talk.audience(), text),
+            Command::Say(text) => match self.talk.audience() {
+                Some(audience) => self.send(Kind::Message, audience, text),
+                None => cx.problem(format!("{} was not sent: {NOWHERE}", quoted(&text))),
+            },
             Command::Message(name, text) => {
                 if let Some(name) = self.other(name) {
                     self.send(Kind::Message, Audience::Private(name), text);
                 }
             }
             Command::Room(None) => {
-                let text = match self.talk.partner() {
-                    Some(partner) => {
+                let text = match self.talk.destination() {
+                    Destination::With(partner) => {
                         format!("you are talking to {partner} alone: /leave returns to everyone")
                     }
-                    None => "you are talking to everyone: /room NAME opens a private room".into(),
+                    Destination::Everyone => {
+                        "you are talking to everyone: /room NAME opens a private room".into()
+                    }
+                    Destination::Nowhere => NOWHERE.into(),
                 };
                 cx.notice(text);
             }
@@ -44,7 +60,10 @@ impl Session {
                 self.talk.go_to(cx, None);
                 cx.notice("you are talking to everyone");
             }
-            Command::View(View::Number(number)) => cx.display(Display::View(number)),
+            Command::View(View::Number(number)) => {
+                self.talk.go_nowhere();
+                cx.display(Display::View(number));
+            }
             Command::View(View::With(name)) => self.view(name),
             Command::Mouse => cx.display(Display::Mouse),
             Command::Users => self.tell_users(),
@@ -108,6 +127,7 @@ impl Session {
 
     /// Goes to a conversation without notifying anyone, if the user can have one.
     fn view(&mut self, name: Username) {
+        self.talk.go_nowhere();
         let Some(name) = self.other(name) else { return };
         if !self.is_known(&name) {
             return self.cx.problem(format!("no user named {name} is known: /users lists online users"));
@@ -117,13 +137,15 @@ impl Session {
     }
 
     fn enter(&mut self, name: Username) {
+        let was_with = self.talk.partner().cloned();
+        self.talk.go_nowhere();
         let Some(name) = self.other(name) else { return };
         let had_room = self.talk.has_room(&name);
-        if had_room && self.talk.partner() == Some(&name) {
-            return self.cx.notice(format!("you are already in a room with {name}"));
-        }
         // Switch before anything can be refused: the user means the next lines for this partner only.
         self.talk.go_to(&mut self.cx, Some(name.clone()));
+        if had_room && was_with.as_ref() == Some(&name) {
+            return self.cx.notice(format!("you are already in a room with {name}"));
+        }
         if self.contacts.has_changed(&name) {
             return self.contacts.reconsider(&mut self.cx, &name);
         }
@@ -135,7 +157,8 @@ impl Session {
 
     fn leave(&mut self) {
         let Some(partner) = self.talk.partner().cloned() else {
-            return self.cx.notice("you are already talking to everyone; /exit leaves the messenger");
+            self.talk.go_to(&mut self.cx, None);
+            return self.cx.notice("you are talking to everyone; /exit leaves the messenger");
         };
         self.talk.go_to(&mut self.cx, None);
         if self.talk.close(&partner) {

@@ -194,6 +194,11 @@ impl Contacts {
         }
     }
 
+    /// Writes what is remembered of certificates now.
+    pub fn close(&mut self, cx: &Cx) {
+        self.known.close(cx.now);
+    }
+
     // ---- requests
 
     /// Requests keys that were not requested already.

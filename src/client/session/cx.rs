@@ -29,6 +29,8 @@ pub struct Cx {
     pub ignored: Ignored,
     /// The answers so far, in order.
     pub effects: Vec<Effect>,
+    /// How the client ends, once that is known: nothing is handled after it.
+    exit: Option<Exit>,
     notices: Notices,
 }
 
@@ -36,7 +38,7 @@ impl Cx {
     /// Before the first event.
     pub fn new(me: Username, account: Account, ignored: Ignored, instant: Instant) -> Cx {
         let (effects, notices) = (Vec::new(), Notices::default());
-        Cx { me, account, now: 0, instant, ignored, effects, notices }
+        Cx { me, account, now: 0, instant, ignored, effects, exit: None, notices }
     }
 
     /// Adds an action for the backend.
@@ -49,9 +51,14 @@ impl Cx {
         self.effects.push(Effect::Show(display));
     }
 
-    /// Ends the client. [`take_effects`](Self::take_effects) adds the warnings.
+    /// Ends the client, unless it has ended. [`take_effects`](Self::take_effects) adds the warnings.
     pub fn quit(&mut self, status: u8, waits: bool) {
-        self.effects.push(Effect::Quit(Exit { status, warnings: Vec::new(), waits }));
+        self.exit.get_or_insert(Exit { status, warnings: Vec::new(), waits });
+    }
+
+    /// Whether the client has ended.
+    pub fn is_over(&self) -> bool {
+        self.exit.is_some()
     }
 
     /// Queues a message to the server.
@@ -142,9 +149,7 @@ impl Cx {
 
     /// The answers to the event. At the end, counted notices precede the last one, which repeats all problems.
     pub fn take_effects(&mut self) -> Vec<Effect> {
-        let end = self.effects.iter().position(|effect| matches!(effect, Effect::Quit(_)));
-        let end = end.and_then(|at| self.effects.split_off(at).into_iter().next());
-        if let Some(Effect::Quit(exit)) = end {
+        if let Some(Exit { status, waits, .. }) = self.exit {
             self.tell_counted(true);
             let problem = |effect: &Effect| match effect {
                 Effect::Show(Display::Entry(entry)) if entry.source == Source::Problem => {
@@ -153,7 +158,7 @@ impl Cx {
                 _ => None,
             };
             let warnings = self.effects.iter().filter_map(problem).collect();
-            self.effects.push(Effect::Quit(Exit { warnings, ..exit }));
+            self.effects.push(Effect::Quit(Exit { status, warnings, waits }));
         }
         std::mem::take(&mut self.effects)
     }

@@ -48,6 +48,8 @@ pub enum Event {
     NotText(String),
     /// No more lines will be typed.
     EndOfInput,
+    /// The user leaves without waiting for anything.
+    LeaveNow,
     /// A new session key was made, as [`Action::MakeSessionKey`] asked.
     NewKey(Box<SessionKey>),
     /// A job of the transfer of this number reports.
@@ -113,11 +115,4 @@ pub struct Exit {
     pub warnings: Vec<String>,
     /// Whether queued messages are sent first; otherwise nothing delays the end.
     pub waits: bool,
-}
-
-impl Exit {
-    /// An immediate end, because something failed.
-    pub fn failed(warnings: Vec<String>) -> Exit {
-        Exit { status: 1, warnings, waits: false }
-    }
 }

@@ -376,6 +376,13 @@ impl Files {
         }
     }
 
+    /// The session has ended: every job stops, and what has arrived stays for another session.
+    pub fn end(&mut self, cx: &mut Cx) {
+        for number in std::mem::take(&mut self.list).into_keys() {
+            self.job(cx, number, Job::Stop { discard: false });
+        }
+    }
+
     /// Ends offers without an answer and files without a confirmation when their time is over.
     pub fn tick(&mut self, cx: &mut Cx) {
         let overdue = |transfer: &Transfer| {

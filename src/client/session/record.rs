@@ -66,6 +66,11 @@ impl Record {
         }
     }
 
+    /// Nothing more is kept on disk: another client may use the file.
+    pub fn close(&mut self) {
+        self.kept = None;
+    }
+
     /// The messages, the oldest first, without those of users who are ignored now.
     pub fn messages(&self, ignored: &Ignored) -> impl Iterator<Item = &Entry> {
         let is_ignored = |entry: &&Entry| entry.source.from().is_some_and(|from| ignored.contains(from));

@@ -2,9 +2,10 @@
 //!
 //! Invariant: nothing here changes the session.
 
+use super::Session;
 use super::account::PasswordChange;
 use super::files::Progress;
-use super::{Exit, Session};
+use super::talk::Destination;
 use crate::client::entry::Entry;
 use crate::name::Username;
 use std::time::Instant;
@@ -13,12 +14,6 @@ use std::time::Instant;
 const MAX_UNSETTLED: usize = 64;
 
 impl Session {
-    /// The exit if the user does not wait, with a report of what may be lost.
-    pub fn leave_now(&self) -> Exit {
-        let warnings = self.unsettled();
-        Exit { status: u8::from(!warnings.is_empty()), warnings, waits: false }
-    }
-
     /// What the exit waits for; `None` if the user has not asked to leave.
     pub fn leaving(&self) -> Option<String> {
         let waits = match self.outbox.unacknowledged().count() {
@@ -69,7 +64,12 @@ impl Session {
         &self.cx.me
     }
 
-    /// The user's current partner; `None` is everyone.
+    /// Where a typed line goes.
+    pub fn destination(&self) -> &Destination {
+        self.talk.destination()
+    }
+
+    /// The user that the conversation is with, if it is with one.
     pub fn partner(&self) -> Option<&Username> {
         self.talk.partner()
     }

@@ -1,6 +1,6 @@
 //! The current conversation, and the open rooms.
 //!
-//! Invariant: a typed line goes to the recipient that the screen shows.
+//! Invariant: a typed line goes where the screen says, and after a refused change of the conversation nowhere.
 
 use super::cx::Cx;
 use super::event::Display;
@@ -13,11 +13,22 @@ use std::collections::BTreeSet;
 /// The most notices about a partner who opens and leaves a room repeatedly.
 const MAX_ROOM_NOTICES: u32 = 4;
 
+/// Where a typed line goes.
+#[derive(Default, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// To all online users.
+    #[default]
+    Everyone,
+    /// To this user alone.
+    With(Username),
+    /// The user wanted to go somewhere else, and was refused.
+    Nowhere,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Talk {
-    /// `None` is everyone.
-    partner: Option<Username>,
+    destination: Destination,
     /// Online users who were notified of a room with them.
     rooms: BTreeSet<Username>,
     /// Whether notifications are off.
@@ -25,24 +36,35 @@ pub struct Talk {
 }
 
 impl Talk {
-    /// The current partner; `None` is everyone.
-    pub fn partner(&self) -> Option<&Username> {
-        self.partner.as_ref()
+    /// Where a typed line goes.
+    pub fn destination(&self) -> &Destination {
+        &self.destination
     }
 
-    /// The recipients of typed lines.
-    pub fn audience(&self) -> Audience {
-        match self.partner.clone() {
-            Some(partner) if self.has_room(&partner) => Audience::Room(partner),
-            Some(partner) => Audience::Private(partner),
-            None => Audience::Everyone,
+    /// The user that the conversation is with, if it is with one.
+    pub fn partner(&self) -> Option<&Username> {
+        if let Destination::With(partner) = &self.destination { Some(partner) } else { None }
+    }
+
+    /// Who receives what is typed; `None` is nobody.
+    pub fn audience(&self) -> Option<Audience> {
+        match self.destination.clone() {
+            Destination::Everyone => Some(Audience::Everyone),
+            Destination::With(partner) if self.has_room(&partner) => Some(Audience::Room(partner)),
+            Destination::With(partner) => Some(Audience::Private(partner)),
+            Destination::Nowhere => None,
         }
     }
 
-    /// Makes `partner` the recipient of typed lines.
+    /// Typed lines go to `partner` from now on; `None` is everyone.
     pub fn go_to(&mut self, cx: &mut Cx, partner: Option<Username>) {
-        self.partner = partner.clone();
+        self.destination = partner.clone().map_or(Destination::Everyone, Destination::With);
         cx.display(Display::Enter(partner));
+    }
+
+    /// The user wants to go somewhere else: until that succeeds, typed lines go nowhere.
+    pub fn go_nowhere(&mut self) {
+        self.destination = Destination::Nowhere;
     }
 
     /// Whether there is a room with `name`.

@@ -4,6 +4,7 @@ use super::*;
 use crate::client::audience::Audience;
 use crate::client::entry::SendState;
 use crate::client::store::trust::Trust;
+use crate::client::transfer::Job;
 use crate::crypto::envelope::{Header, Kind, Scope, Sealed, Word};
 use crate::crypto::public::SessionPublicKey;
 use crate::crypto::secret::random;
@@ -95,6 +96,14 @@ impl Net {
                 Effect::Do(Action::MakeSessionKey) => self.wants_key[n] = true,
                 Effect::Do(_) | Effect::Show(_) | Effect::Quit(_) => {}
             }
+        }
+    }
+
+    /// How the first client ends by this event, if it does.
+    fn exit(&mut self, event: Event) -> Option<Exit> {
+        match self.sessions[0].handle(event, NOW, self.now).pop() {
+            Some(Effect::Quit(exit)) => Some(exit),
+            _ => None,
         }
     }
 
@@ -326,41 +335,104 @@ fn exit_waits_for_sent_messages_even_without_a_connection() {
     net.type_in(0, "/msg bob one");
     net.step(0);
     net.event(0, Event::Lost("gone".into()));
-    let quits = |net: &mut Net, event| {
-        let effects = net.sessions[0].handle(event, NOW, net.now);
-        effects.iter().find_map(|effect| match effect {
-            Effect::Quit(exit) => Some(exit.status),
-            _ => None,
-        })
-    };
-    assert_eq!(quits(&mut net, Event::Line("/quit".into())), None);
+    assert_eq!(net.exit(Event::Line("/quit".into())), None);
     net.now += Duration::from_secs(119);
-    assert_eq!(quits(&mut net, Event::Tick), None);
+    assert_eq!(net.exit(Event::Tick), None);
     net.now += Duration::from_secs(1);
-    assert_eq!(quits(&mut net, Event::Tick), Some(1));
     let last = "1 message of yours was not acknowledged and may not have arrived: \"one\"";
-    assert_eq!(net.sessions[0].leave_now(), Exit::failed(vec![last.into()]));
+    assert_eq!(net.exit(Event::Tick), Some(Exit { status: 1, warnings: vec![last.into()], waits: false }));
     // Without anything to wait for, the client leaves at once.
     let mut net = Net::new();
     net.event(0, Event::Lost("gone".into()));
-    assert_eq!(quits(&mut net, Event::Line("/exit".into())), Some(0));
+    assert_eq!(net.exit(Event::Line("/exit".into())).map(|exit| exit.status), Some(0));
+}
+
+#[test]
+fn session_that_is_over_lets_go_of_everything_and_says_no_more() {
+    let mut net = Net::new();
+    net.bob_sends(Kind::FileOffer, Scope::Private, 1, NOW, &offer(1));
+    net.type_in(0, "/acceptfile");
+    let error = Failure::new(ErrorCode::SignedInElsewhere, "gone");
+    let effects = net.sessions[0].handle(Event::Server(ServerMessage::Error(error)), NOW, net.now);
+    let stops =
+        |effect: &Effect| matches!(effect, Effect::Do(Action::Transfer(1, Job::Stop { discard: false })));
+    assert!(effects.iter().any(stops));
+    let Some(Effect::Quit(exit)) = effects.last() else { panic!("it has not ended") };
+    assert_eq!((exit.status, exit.waits), (1, false));
+    assert!(net.sessions[0].progress().next().is_none() && net.sessions[0].files.is_idle());
+    net.now += Duration::from_secs(48 * 3600);
+    for event in [Event::Tick, Event::Closed("gone".into()), Event::Line("hi".into()), Event::LeaveNow] {
+        assert!(net.sessions[0].handle(event, NOW, net.now).is_empty());
+    }
+}
+
+/// What follows a refused `/room` or `/view` was meant for somebody.
+#[test]
+fn line_behind_a_refused_change_of_conversation_goes_nowhere() {
+    for refused in [
+        "/view bob2",
+        "/view bob,",
+        "/view 7",
+        "/view",
+        "/room me!",
+        "/room alice",
+        "/rooom bob",
+        "/VIEW nobody",
+        " /room bob",
+        "\u{2215}room bob",
+        "/v\u{456}ew bob",
+    ] {
+        let mut net = Net::new();
+        let is_refused = refused != "/view";
+        net.type_in(0, refused);
+        net.type_in(0, "a secret");
+        net.settle();
+        assert_eq!(
+            net.count("\"a secret\" was not sent: you are talking to nobody"),
+            usize::from(is_refused)
+        );
+        assert_eq!(net.lines(1).iter().any(|line| line.contains("a secret")), !is_refused, "{refused}");
+        for (back, partner) in [("/view bob", Some(name(1))), ("/leave", None), ("/room bob", Some(name(1)))]
+        {
+            net.type_in(0, refused);
+            net.type_in(0, back);
+            assert_eq!(net.sessions[0].partner(), partner.as_ref());
+            net.type_in(0, back);
+            net.type_in(0, "another line");
+            net.settle();
+            let said = net.lines(0).iter().filter(|line| line.contains("another line")).count();
+            assert_eq!(said, 1, "{refused}, {back}");
+            net.shown[0].clear();
+        }
+    }
+    // Another command says nothing of where the next line goes.
+    let mut net = Net::new();
+    net.type_in(0, "/hlep");
+    net.type_in(0, "/msg bob");
+    net.type_in(0, "hello");
+    net.settle();
+    assert!(net.lines(1).iter().any(|line| line.contains("hello")));
 }
 
 #[test]
 fn message_typed_without_a_connection_is_reported_as_not_sent() {
-    let mut net = Net::new();
-    net.type_in(0, "/msg bob one");
-    net.step(0);
-    net.event(0, Event::Lost("gone".into()));
-    net.now += Duration::from_secs(1);
-    net.type_in(0, "/msg bob two");
+    let lost = || {
+        let mut net = Net::new();
+        net.type_in(0, "/msg bob one");
+        net.step(0);
+        net.event(0, Event::Lost("gone".into()));
+        net.now += Duration::from_secs(1);
+        net.type_in(0, "/msg bob two");
+        net
+    };
     assert_eq!(
-        net.sessions[0].leave_now().warnings,
+        lost().exit(Event::LeaveNow).expect("an end").warnings,
         [
             "1 message of yours was not acknowledged and may not have arrived: \"one\"",
             "1 message of yours was not sent: \"two\""
         ]
     );
+    let mut net = lost();
     net.event(0, new_login());
     let maybe = "! the connection was lost before the server confirmed it: \"one\" may not have arrived";
     for line in [maybe, "! there was no connection: \"two\" was not sent"] {

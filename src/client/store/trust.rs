@@ -322,19 +322,17 @@ impl TrustStore {
         Ok(())
     }
 
+    /// The end of a session does not wait for its minute.
+    pub fn close(&mut self, now_ms: u64) {
+        if self.changed {
+            let _ = self.write(now_ms);
+        }
+    }
+
     fn write(&mut self, now_ms: u64) -> io::Result<()> {
         self.certificates.rewrite(|certificate| is_kept(certificate, now_ms))?;
         self.changed = false;
         Ok(())
-    }
-}
-
-impl Drop for TrustStore {
-    fn drop(&mut self) {
-        // At the end of a session, write without waiting for the minute.
-        if self.changed {
-            let _ = self.write(clock::now_ms());
-        }
     }
 }
 

@@ -191,7 +191,7 @@ impl Outbox {
                     // The user can type `/room` again.
                     self.outcomes.push_back(Outcome::NotOpened(name.clone()));
                     format!(
-                        "{because}: no room is open, and nobody receives what you type here; /leave returns to everyone"
+                        "{because}: no room is open; what you type here is sent to {name} alone if they come online; /leave returns to everyone"
                     )
                 }
                 _ => format!("{because}: your message was not delivered"),
