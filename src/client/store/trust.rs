@@ -322,7 +322,7 @@ impl TrustStore {
         Ok(())
     }
 
-    /// The end of a session does not wait for its minute.
+    /// Writes the certificates without waiting for the minute: the session is over.
     pub fn close(&mut self, now_ms: u64) {
         if self.changed {
             let _ = self.write(now_ms);
@@ -333,6 +333,12 @@ impl TrustStore {
         self.certificates.rewrite(|certificate| is_kept(certificate, now_ms))?;
         self.changed = false;
         Ok(())
+    }
+}
+
+impl Drop for TrustStore {
+    fn drop(&mut self) {
+        self.close(clock::now_ms());
     }
 }
 
