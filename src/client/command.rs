@@ -62,7 +62,7 @@ pub enum Command {
     Nothing,
 }
 
-/// Which view is meant.
+/// A view to go to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum View {
     /// The view of everyone.
@@ -75,7 +75,7 @@ pub enum View {
 
 /// A command: how it is typed, explained and parsed. Completion reads the usage.
 pub struct Usage {
-    /// Without its slash.
+    /// The name, without its slash.
     pub name: &'static str,
     /// The whole line, with its arguments in capitals.
     pub usage: &'static str,
@@ -184,7 +184,7 @@ impl<'a> Words<'a> {
         (!word.is_empty()).then_some(word)
     }
 
-    /// All that follows.
+    /// The rest of the line.
     fn rest(&mut self) -> Option<&'a str> {
         let rest = std::mem::take(&mut self.0).trim_start();
         (!rest.is_empty()).then_some(rest)
@@ -194,13 +194,13 @@ impl<'a> Words<'a> {
         user(self.next().ok_or(Wrong::Usage)?)
     }
 
-    /// `3` or `#3`.
+    /// A number, as `3` or `#3`.
     fn number(&mut self) -> Result<Option<u32>, Wrong> {
         let parse = |word: &str| word.trim_start_matches('#').parse().map_err(|_| Wrong::Usage);
         self.next().map(parse).transpose()
     }
 
-    /// One of these words, or nothing.
+    /// One of these words, or none.
     fn option(&mut self, options: &[&'static str]) -> Result<Option<&'static str>, Wrong> {
         let find = |word: &str| options.iter().copied().find(|option| option.eq_ignore_ascii_case(word));
         self.next().map(|word| find(word).ok_or(Wrong::Usage)).transpose()
@@ -597,7 +597,7 @@ mod tests {
     }
 
     #[test]
-    fn no_unseen_character_turns_a_command_into_text() {
+    fn no_invisible_character_turns_a_command_into_text() {
         // Unicode's Default_Ignorable_Code_Point, controls, blanks, and other characters known to be invisible.
         let ranges = [
             (0, 0x20),
@@ -646,7 +646,7 @@ mod tests {
     }
 
     #[test]
-    fn name_with_something_unseen_is_nobodys() {
+    fn name_with_an_invisible_character_is_refused() {
         for name in ["b\u{200b}ob", "\u{feff}bob", "bob\u{ad}", "bo\u{301}b", "b\u{fe0f}ob", "bob\0", "bоb"]
         {
             for line in [format!("/msg {name} text"), format!("/room {name}"), format!("/sendfile {name} a")]

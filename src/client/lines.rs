@@ -1,7 +1,7 @@
-//! The one place where lines wait that were typed, or read by plain mode, until the session takes them.
+//! The queue of lines that were typed, or read by plain mode, until the session takes them.
 //!
-//! Invariant: the session takes them in order; plain mode reads only as far ahead as it needs to see the end of the input,
-//! so a long script fills no memory.
+//! Invariant: the session takes them in order; plain mode reads ahead only a limited number of lines, to see the end of
+//! the input, so a long script does not fill the memory.
 
 use super::command::{Command, is_exit, parse};
 use super::session::{Event, Session};
@@ -10,7 +10,7 @@ use crate::crypto::envelope::MAX_TEXT;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-/// A line, or the reason why it is no text.
+/// A line, or the reason why it is not text.
 pub type Typed = Result<String, String>;
 
 /// Lines that plain mode reads ahead.
@@ -24,7 +24,7 @@ pub struct Lines {
     waiting: VecDeque<Typed>,
     /// The input has ended.
     have_ended: bool,
-    /// The number that the session has taken.
+    /// The number of lines that the session has taken.
     taken: u64,
 }
 
@@ -71,8 +71,8 @@ impl Lines {
         if session.takes_lines() { self.take(session.is_settled()) } else { None }
     }
 
-    /// In plain mode, a line that is answered at once waits for the answers to the lines before it, or it would overtake
-    /// them. At the end, the session itself waits for them.
+    /// In plain mode, a line that is answered at once waits for the answers to the lines before it, or it would
+    /// overtake them. At the end, the session itself waits for them.
     fn take(&mut self, is_settled: bool) -> Option<Event> {
         self.look_ahead();
         let overtakes = |line: &Typed| self.input.is_some() && !is_settled && !is_unanswered(line);
@@ -118,7 +118,7 @@ mod tests {
     use std::sync::mpsc::sync_channel;
 
     #[test]
-    fn end_is_seen_behind_lines_that_wait() {
+    fn end_of_input_is_seen_behind_waiting_lines() {
         let (input, typed) = sync_channel(16);
         let mut lines = Lines::of(typed);
         let say = |line: &str| input.send(Ok(line.into())).expect("read");

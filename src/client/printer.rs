@@ -1,7 +1,7 @@
 //! Prints the lines of plain mode on a thread of its own.
 //!
-//! Invariant: no line is lost and none waits without a bound: when much waits for a reader of the output, the session
-//! waits, too, until there is room, the output has failed, or the process is to stop.
+//! Invariant: no line is lost, and the waiting lines are limited: when much waits for a reader of the output, the
+//! session waits too, until there is room, the output fails, or the process is to stop.
 
 use super::terminal::charset;
 use crate::clock;
@@ -11,9 +11,9 @@ use std::mem::take;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Bytes that may wait for a reader of the output.
+/// The most bytes that wait for a reader of the output.
 const MAX_WAITING: usize = 1024 * 1024;
-/// After a signal, what waits has this long to be read.
+/// The time to read waiting lines after a signal.
 const HURRIED: Duration = Duration::from_secs(1);
 
 /// See the module. Clones share one output.
@@ -33,7 +33,7 @@ struct Shared {
 #[derive(Default)]
 struct Waiting {
     lines: Vec<u8>,
-    /// The thread writes at this moment.
+    /// Whether the thread is writing.
     writing: bool,
     failed: Option<io::Error>,
     /// The signal after which nobody waits for the output.
@@ -44,7 +44,7 @@ impl Printer {
     /// Starts the thread. With `times`, each line begins with its time (RFC 3339, UTC).
     ///
     /// # Errors
-    /// If no thread can be had.
+    /// If no thread can be started.
     pub fn start(times: bool) -> io::Result<Printer> {
         let printer = Printer { shared: Arc::default(), times };
         let (me, mut out) = (printer.clone(), io::stdout());
@@ -97,7 +97,7 @@ impl Printer {
         self.shared.changed.notify_all();
     }
 
-    /// Nobody waits for the output any more, after this signal.
+    /// Ends all waits for the output, after this signal.
     pub fn stop(&self, signal: i32) {
         lock(&self.shared.waiting).stopped = Some(signal);
         self.shared.changed.notify_all();
@@ -132,7 +132,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread;
 
-    /// An output that takes something only when it is told to.
+    /// An output that accepts data only when the test allows it.
     struct Stuck(Receiver<()>, Sender<Vec<u8>>);
 
     impl Write for Stuck {
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn output_that_fails_is_an_error_and_nothing_waits_for_it() {
+    fn failed_output_is_an_error_and_blocks_nothing() {
         let (printer, go, _written) = printer();
         drop(go);
         (0..9).for_each(|_| printer.print("x".repeat(MAX_WAITING)));

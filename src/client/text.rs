@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_lines_of_a_message_get_rows() {
+    fn long_message_gets_a_limited_number_of_rows() {
         assert_eq!(sanitise_lines("one\r\ntwo\n\u{9b}\u{85}\u{2028}"), "one\ntwo\n\u{fffd}\u{fffd}\u{fffd}");
         let many = sanitise_lines(&"\n".repeat(32 * 1024));
         assert_eq!(many.matches('\n').count(), MAX_LINES - 1);
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn truncation_says_so() {
+    fn truncation_is_marked() {
         assert_eq!(truncate("hello", 5), "hello");
         assert_eq!(truncate("hello", 4), "hel…");
         assert_eq!(truncate("日本語", 4), "日…");
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_the_web_are_links_as_far_as_they_are_seen() {
+    fn visible_part_of_a_web_address_is_a_link() {
         let found = |text: &'static str| links(text).map(|at| &text[at]).collect::<Vec<_>>();
         assert_eq!(
             found("see https://a.org/x?y=1#z, (http://b.org/a_(b)) <HTTPS://[::1]:8/>."),

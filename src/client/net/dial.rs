@@ -49,7 +49,7 @@ mod tests {
     use socket2::{Domain, Socket, Type};
     use std::net::TcpListener;
 
-    /// A listener that accepts nobody: its queue is full, so the kernel answers no further SYN.
+    /// A listener that accepts no connection: its queue is full, so the kernel answers no further SYN.
     fn silent() -> (Socket, Vec<TcpStream>, SocketAddr) {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_address_does_not_hold_up_the_next() {
+    fn silent_address_does_not_delay_the_next() {
         let server = TcpListener::bind("127.0.0.1:0").expect("a listener");
         let address = server.local_addr().expect("bound");
         let (first, second) = (silent(), silent());

@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_messages_are_taken_in_order_if_at_hand() {
+    fn available_failed_messages_are_taken_in_order() {
         let mut views = Conversations::default();
         for number in 1..5 {
             take(&mut views, own(number, SendState::Failed("why".into()), "text"));

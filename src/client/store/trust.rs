@@ -490,7 +490,7 @@ mod tests {
 
     /// README#records.
     #[test]
-    fn user_whose_record_was_torn_is_not_seen_for_the_first_time() {
+    fn user_with_a_torn_record_is_not_treated_as_new() {
         for (torn, doubtful, others) in [
             ("{\"server\":\"a:1\",\"name\":\"bob\",\"iden", "bob Bob", "bo bobby carol"),
             ("{\"server\": \"a:1\", \"name\": \"bo\0\0", "bo bob bobby", "b carol"),
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn server_whose_record_was_torn_is_not_seen_for_the_first_time() {
+    fn server_with_a_torn_record_is_not_treated_as_new() {
         let folder = Folder::new();
         let path = folder.0.join("known_servers");
         let open = || KnownServers::open(&folder.0);
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn name_is_ignored_in_any_letter_case_until_it_is_not() {
+    fn name_is_ignored_in_any_letter_case_until_unignored() {
         let folder = Folder::new();
         let [bob, upper, carol] = ["bob", "BOB", "carol"].map(|name| name.parse().expect("name"));
         let open = |server: &str| Ignored::open(&folder.0, server).expect("a file");

@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn tab_goes_through_the_candidates_and_any_other_key_accepts() {
+    fn tab_cycles_through_candidates_and_any_other_key_accepts() {
         let find = |candidates: &'static [&str]| {
             move |before: &str| Completion {
                 start: before.rfind(' ').map_or(0, |space| space + 1),

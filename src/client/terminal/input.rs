@@ -680,7 +680,7 @@ mod tests {
     }
 
     #[test]
-    fn rest_of_a_paste_sends_nothing_until_a_key_comes_alone() {
+    fn rest_of_a_paste_sends_nothing_until_a_single_key() {
         for begin in [b"\x1b[200~a\r\x1b[201~".as_slice(), b"one\rtwo\r"] {
             let mut pastes = Pastes::default();
             let mut read = |bytes: &[u8]| pastes.join(keys(bytes)).to_vec();

@@ -1,9 +1,9 @@
-//! How many chunks of a transfer may be in flight to this client: what its line needs, and no more.
+//! The number of chunks of a transfer that may be in flight to this client: as many as its line needs, and no more.
 //!
-//! Invariant: pure; its caller tells it what was granted, what has arrived, and when. Once a round (the time that the
-//! chunks in flight take) the window follows the queue that they wait in: the round trip of the chunks that were granted
-//! last, less the shortest round trip. A short queue lets the window grow, a long one shrinks it to what the line takes in
-//! that time. The shortest round trip is measured again from time to time, with the line empty: lines change.
+//! Invariant: pure; the caller reports grants, arrivals and the time. Once a round (the time that the chunks in flight
+//! take) the window follows the length of their queue, in time: the round trip of the chunks granted last, minus the
+//! shortest round trip. A short queue lets the window grow; a long one shrinks it to the amount that the line carries
+//! in that time. The shortest round trip is measured again from time to time, with an empty line, because lines change.
 //! Specification: PROTOCOL#asked-for.
 
 use std::collections::VecDeque;
@@ -11,26 +11,26 @@ use std::time::{Duration, Instant};
 
 /// The first window: 128 KiB, half a second of a line with 250 kB/s.
 pub const FIRST: u32 = 2;
-/// The queue that a window aims at: long enough to keep the line busy, short enough for the messages behind it.
+/// The target length of the queue: long enough to keep the line busy, short enough for the messages behind it.
 pub const QUEUE: Duration = Duration::from_millis(150);
 /// The longest queue that does not shrink the window.
 pub const LONGEST_QUEUE: Duration = Duration::from_millis(300);
 /// The shortest round trip is measured again after this time, which costs about one round trip.
 const REFRESH: Duration = Duration::from_secs(10);
 
-/// The chunks in flight of one transfer, and how many there may be.
+/// The chunks in flight of one transfer, and their limit.
 pub struct Window {
-    /// How many there may be, at most `limit`.
+    /// The current limit, at most `limit`.
     size: u32,
     limit: u32,
     granted: u64,
     arrived: u64,
-    /// Those with chunks in flight.
+    /// Grants with chunks in flight.
     grants: VecDeque<Granted>,
     /// The shortest round trip, and when it was last measured.
     base: Option<(Duration, Instant)>,
     round: Round,
-    /// In this round only one chunk may be in flight, so that the line empties.
+    /// Whether only one chunk may be in flight in this round, so that the line empties.
     measuring: bool,
 }
 
@@ -43,10 +43,10 @@ struct Granted {
     first: Option<Duration>,
 }
 
-/// What was seen since the round began.
+/// Measurements since the round began.
 #[derive(Default)]
 struct Round {
-    /// It ends with the first grant behind this chunk, the last that was granted when it began.
+    /// The last chunk granted when the round began; the round ends with the first grant after it.
     last: u64,
     /// The shortest round trip of any chunk.
     shortest: Option<Duration>,
@@ -55,7 +55,7 @@ struct Round {
 }
 
 impl Window {
-    /// One for at most `limit` chunks. As many transfers as `sharing` says, this one among them, share the line.
+    /// A window for at most `limit` chunks. `sharing` is the number of transfers on the line, including this one.
     pub fn new(limit: u32, sharing: u32) -> Window {
         Window {
             size: (FIRST / sharing.max(1)).max(1),
@@ -69,30 +69,30 @@ impl Window {
         }
     }
 
-    /// Chunks that were granted and have not arrived.
+    /// The number of granted chunks that have not arrived.
     pub fn in_flight(&self) -> u32 {
         u32::try_from(self.granted - self.arrived).unwrap_or(u32::MAX)
     }
 
-    /// How many more may be granted.
+    /// The number of chunks that may be granted now.
     pub fn room(&self) -> u32 {
         let size = if self.measuring { 1 } else { self.size };
         size.saturating_sub(self.in_flight())
     }
 
-    /// How many to grant at least at a time: each grant is a line through the server.
+    /// The fewest chunks to grant at a time, because each grant is a line through the server.
     pub fn batch(&self) -> u32 {
         if self.measuring { 1 } else { (self.size / 4).clamp(1, 12) }
     }
 
-    /// `count` chunks more were granted.
+    /// Counts granted chunks.
     pub fn grant(&mut self, count: u32, now: Instant) {
         self.granted += u64::from(count);
         self.grants.push_back(Granted { last: self.granted, count, sent: now, first: None });
         self.round.most = self.round.most.max(self.in_flight());
     }
 
-    /// A chunk has arrived; `sharing` as in [`Window::new`]. False if it was not granted.
+    /// Counts a chunk that has arrived; `sharing` as in [`Window::new`]. False if it was not granted.
     pub fn arrive(&mut self, sharing: u32, now: Instant) -> bool {
         let Some(grant) = self.grants.front_mut() else { return false };
         self.arrived += 1;
@@ -104,7 +104,7 @@ impl Window {
             && let Some(grant) = self.grants.pop_front()
             && grant.last > self.round.last
         {
-            // How long a chunk takes: alone, as one of those in flight.
+            // The time of one chunk, among those in flight.
             let chunk = match grant.count {
                 1 => trip / self.size,
                 count => trip.saturating_sub(first) / (count - 1),
@@ -114,7 +114,7 @@ impl Window {
         true
     }
 
-    /// `loaded` is the round trip of the chunk that was granted last, `chunk` what each chunk more takes.
+    /// `loaded` is the round trip of the chunk granted last, `chunk` the time of each further chunk.
     fn end_round(
         &mut self,
         shortest: Duration,
@@ -140,11 +140,11 @@ impl Window {
         let (size, queue) = (f64::from(self.size), loaded.saturating_sub(base));
         let size = match queue {
             queue if queue < aim => size + (seconds(aim - queue) / seconds(chunk)).min(2.0 * size).ceil(),
-            // What the line takes in the time that it should be.
+            // The amount that the line carries in the target time.
             queue if queue > longest => (size * seconds(base + aim) / seconds(loaded)).floor(),
             _ => size,
         };
-        // It grows only if this round has used it.
+        // Grow only if this round has used the whole window.
         self.size = (size as u32).min(used * 3).clamp(1, self.limit);
     }
 }
@@ -158,17 +158,17 @@ mod tests {
     const CHUNK: f64 = 65_536.0;
     const LIMIT: u32 = 121;
 
-    /// A line that many windows share, in time of its own.
+    /// A line that many windows share, with simulated time.
     struct Line {
         now: Instant,
         /// Bytes a second, and the round trip without a queue.
         rate: f64,
         trip: Duration,
-        /// The most that is added to a round trip.
+        /// The maximum addition to a round trip.
         jitter: Duration,
         busy_until: Instant,
         windows: Vec<Window>,
-        /// When a chunk arrives, of which window.
+        /// The arrival time of each chunk, and its window.
         arrivals: BinaryHeap<Reverse<(Instant, usize)>>,
         last: Vec<Instant>,
         random: u32,
@@ -201,8 +201,8 @@ mod tests {
             }
         }
 
-        /// Runs for some seconds. Bytes a second that have arrived for each, and the longest queue: how long what is in
-        /// flight takes beyond the shortest round trip, which includes a chunk.
+        /// Runs for some seconds. Returns the bytes a second of each window, and the longest queue: the time of the
+        /// chunks in flight beyond the shortest round trip, which includes one chunk.
         fn run(&mut self, seconds: u64) -> (Vec<f64>, Duration) {
             let end = self.now + Duration::from_secs(seconds);
             let (mut arrived, mut queue) = (vec![0.0; self.windows.len()], Duration::ZERO);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn window_grows_to_what_a_long_line_takes() {
+    fn window_grows_to_the_capacity_of_a_long_line() {
         for (rate, jitter, share) in [(10e6, 0, 0.9), (30e6, 0, 0.95), (30e6, 60, 0.85)] {
             let mut line = Line::new(rate, 200, 1);
             line.jitter = Duration::from_millis(jitter);
@@ -267,7 +267,7 @@ mod tests {
             assert!(arrived[0] >= 0.9 * rate, "{arrived:?} of {rate}");
             assert!(in_flight <= 0.1 + seconds(LONGEST_QUEUE) + CHUNK / rate, "{in_flight} s at {rate}");
         }
-        // Another way, and a longer one.
+        // A longer route.
         line.trip = Duration::from_millis(700);
         line.run(20);
         assert!(line.run(10).0[0] >= 9e6);
@@ -282,7 +282,7 @@ mod tests {
             let sum: f64 = arrived.iter().sum();
             assert!(sum >= 0.95 * rate, "{arrived:?} of {rate}");
             assert!(arrived.iter().all(|one| *one >= 0.5 * rate / windows as f64), "{arrived:?} of {rate}");
-            // Each has at least one chunk in flight, and one more while it looks for room.
+            // Each window has at least one chunk in flight, and one more while it probes for room.
             let least = 2.0 * windows as f64 * CHUNK / rate;
             assert!(seconds(queue) <= least.max(seconds(LONGEST_QUEUE)), "{queue:?}");
         }
