@@ -2191,7 +2191,9 @@ fn room_text_is_never_broadcast_after_the_partner_leaves() {
     // The room cannot be opened: the partner has no session.
     line.show(alice.shown_with(None));
     bob.say("/room alice");
-    bob.expect("! alice is offline: no room is open; what you type here is sent to alice alone if they come online");
+    bob.expect(
+        "! alice is offline: no room is open; what you type here is sent to alice alone if they come online",
+    );
     refused(&mut bob, "secret one");
     refused(&mut bob, "secret two");
     bob.ask("/leave", "* conversation with alice closed; you are talking to everyone");
