@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_that_are_made_at_the_same_time_leave_each_other_alone() {
+    fn concurrent_copies_do_not_disturb_each_other() {
         let folder = Folder::new();
         fs::write(folder.0.join("file"), b"content").expect("written");
         let (into, bob) = (folder.0.join("sent"), "bob".parse().expect("name"));

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_refused_with_what_would_be_right() {
+    fn invalid_value_is_refused_with_a_remedy() {
         for (flag, value, remedy) in [
             ("--user", "Zo\u{eb}", "letters (a-z, A-Z), digits, _ or -"),
             ("--user", "a b", "letters (a-z, A-Z)"),

@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_names_a_file_as_it_is_means_that_file() {
+    fn name_of_an_existing_file_is_used_unchanged() {
         let folder = folder();
         let base = folder.display();
         for name in ["a\\b", "'c'"] {

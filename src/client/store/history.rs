@@ -1,9 +1,8 @@
-//! Messages that outlive the session, sealed on disk, for who asks for that with `--keep-history`.
+//! Messages that outlive the session, sealed on disk, with `--keep-history`.
 //!
-//! Invariant: no text is on disk in clear; a record opens for its account on its server alone, and only behind
-//! the records that were before it; a file that is damaged stops the login before a byte of it is changed; one
-//! client at a time has the file. Without the option nothing is read or written, only erased when that is
-//! asked for. Format: PROTOCOL#kept-history.
+//! Invariant: no text is on disk in clear. A record opens only for its account on its server, and only after the
+//! records that preceded it. A damaged file stops the login, unchanged. One client at a time uses the file. Without the
+//! option nothing is read or written, only erased on request. Format: PROTOCOL#kept-history.
 
 use crate::client::audience::Audience;
 use crate::client::options::Options;
@@ -25,18 +24,19 @@ use std::str::from_utf8;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// Messages that `/history` can show, those of earlier sessions included: enough to look something up, few enough to be
-/// rewritten at a login. PROTOCOL#history-length.
+/// The most messages that `/history` can show, including those of earlier sessions: enough to look something up, few
+/// enough to rewrite at a login. PROTOCOL#history-length.
 pub const MAX_HISTORY: usize = 1000;
-/// Records at which the file is rewritten with the last [`MAX_HISTORY`]; a longer one is not of this program.
+/// At this number of records, the file is rewritten with the last [`MAX_HISTORY`]; this program never writes a longer
+/// one.
 const MAX_RECORDS: u64 = 2 * MAX_HISTORY as u64;
-/// The longest plaintext: sanitising and JSON make at most three bytes of one of the text; names and
-/// the rest take some hundred.
+/// The longest plaintext: sanitising and JSON turn one byte of the text into three at most; names and other members
+/// take some hundred bytes.
 const MAX_PLAINTEXT: usize = 3 * MAX_TEXT + 1024;
 /// The longest line: the padded plaintext in base64; nonce, tag and the members' names take some hundred.
 const MAX_LINE: usize = (MAX_PLAINTEXT + BUCKET).div_ceil(3) * 4 + 256;
-/// The login has ended an older client of the same account; it needs a moment to leave, and nobody sees anything meanwhile.
-/// PROTOCOL#history-lock.
+/// The wait for an older client of the same account, which the login has ended; the user sees nothing meanwhile, so it
+/// is short. PROTOCOL#history-lock.
 const HANDOVER: Duration = Duration::from_secs(2);
 
 const FORMAT: Format = Format {
@@ -59,11 +59,11 @@ pub struct Message {
     pub from: Username,
     /// Its recipients.
     pub to: Audience,
-    /// Whoever could write the file could write anything: it is not sanitised.
+    /// The text, not sanitised: anyone who can write the file could write anything.
     pub text: String,
 }
 
-/// What is sealed of a message. PROTOCOL#history-record.
+/// The sealed form of a message. PROTOCOL#history-record.
 #[derive(Serialize, Deserialize)]
 struct Content {
     time: u64,
@@ -81,12 +81,12 @@ struct Line {
     tag: Fixed<16>,
 }
 
-/// Where the next record goes.
+/// The end of the chain, after which the next record goes.
 #[derive(Clone, Copy, Default)]
 struct End {
-    /// Records before it.
+    /// The number of records.
     index: u64,
-    /// The last one's tag: a record of an older copy of the file does not fit in, even at its own index.
+    /// The tag of the last record: a record from an older copy of the file does not fit, even at its own index.
     tag: Option<Tag>,
 }
 
@@ -103,13 +103,13 @@ pub struct History {
     server: String,
     key: Key,
     wanted: bool,
-    /// Locked. `None` while nothing is kept.
+    /// The locked file; `None` while nothing is kept.
     records: Option<Records>,
     end: End,
 }
 
 impl History {
-    /// Of this account on the server of `options`; nothing is read yet. PROTOCOL#history-file.
+    /// The history of this account on the server of `options`. Reads nothing yet. PROTOCOL#history-file.
     pub fn new(options: &Options, owner: &Username, identity: &IdentityKey) -> History {
         let server = options.server();
         let hash: String = sha256(server.as_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -139,7 +139,7 @@ impl History {
         is_full(&self.path) || !records::asides(&self.path).is_empty()
     }
 
-    /// What the person should know at the start; `None` if nothing.
+    /// The notice at the start, if there is one.
     pub fn notice(&self) -> Option<&'static str> {
         match self.wanted {
             true => (!self.is_kept()).then_some(ELSEWHERE),
@@ -147,11 +147,11 @@ impl History {
         }
     }
 
-    /// Takes the file for this client and reads the last [`MAX_HISTORY`] messages, the oldest first; none
-    /// without the option, or if another client has the file. Reports a repair in `notices`. PROTOCOL#history-damage.
+    /// Locks the file and reads the last [`MAX_HISTORY`] messages, the oldest first; none without the option, or if
+    /// another client uses the file. Reports a repair in `notices`. PROTOCOL#history-damage.
     ///
     /// # Errors
-    /// The disk's; with file, line and remedy in the text if a record is damaged or of another key.
+    /// The disk's; with file, line and remedy in the text if a record is damaged or belongs to another key.
     pub fn load(&mut self, notices: &mut Vec<String>) -> io::Result<VecDeque<Message>> {
         let (mut messages, mut end) = (VecDeque::new(), End::default());
         if !self.wanted {
@@ -173,13 +173,13 @@ impl History {
         let records = Records::of(file, &self.path, Writers::One, &FORMAT, notices, each)?;
         (self.records, self.end) = (Some(records), end);
         if end.index > MAX_HISTORY as u64 {
-            // If the disk is full, the longer file will do for now.
+            // If the disk is full, keep the longer file for now.
             let _ = self.rewrite(messages.iter().cloned());
         }
         Ok(messages)
     }
 
-    /// What GCM authenticates beside a record behind `end`: whose it is, and its place. PROTOCOL#history-chain.
+    /// The data that GCM authenticates beside a record after `end`: its owner and its place. PROTOCOL#history-chain.
     fn associated(&self, end: &End) -> Vec<u8> {
         Fields::new(label::HISTORY)
             .bytes(self.owner.as_str().as_bytes())
@@ -189,7 +189,7 @@ impl History {
             .finish()
     }
 
-    /// The line behind `end`, which moves on.
+    /// The line after `end`, which advances.
     fn seal(&self, message: Message, end: &mut End) -> Vec<u8> {
         let Message { time, from, to, text } = message;
         let content = Content { time, scope: to.scope(), from, to: to.recipient().cloned(), text };
@@ -214,15 +214,15 @@ impl History {
         Some(Message { time, from, to, text })
     }
 
-    /// Keeps `message`, if messages are kept; `all` of them, with this one, if the file is so long that it has to be rewritten.
-    /// After a failure nothing more is kept: there would be a gap that nobody sees.
+    /// Appends `message`, if messages are kept; writes `all` of them, including this one, if the file must be
+    /// rewritten. After a failure no further messages are kept, because the gap would be invisible.
     ///
     /// # Errors
-    /// The disk's; what was kept before stands.
+    /// The disk's; the messages kept before remain.
     pub fn append(&mut self, message: Message, all: impl Iterator<Item = Message>) -> io::Result<()> {
         let written = match self.end.index < MAX_RECORDS {
             true => self.write(message),
-            // A session may be long.
+            // The file may also become long during a session.
             false => self.rewrite(all),
         };
         if written.is_err() {
@@ -239,8 +239,8 @@ impl History {
         Ok(())
     }
 
-    /// Puts a file of these messages alone in the place of the old one. It is locked before it has its name, so that no
-    /// other client is in between.
+    /// Replaces the file by one with only these messages. It is locked before it gets its name, so that no other client
+    /// can use it in between.
     fn rewrite(&mut self, messages: impl Iterator<Item = Message>) -> io::Result<()> {
         let Some(mut records) = self.records.take() else { return Ok(()) };
         let mut end = End::default();
@@ -252,18 +252,18 @@ impl History {
         disk::sync_parent(&self.path)
     }
 
-    /// Erases the file, and what a crash has left beside it; whether there was one. Messages from now on are
-    /// kept if that is wanted.
+    /// Erases the file and the remains of a crash; returns whether there was a file. Later messages are kept if the
+    /// option is given.
     ///
     /// # Errors
-    /// The disk's, or that another client has the file.
+    /// The disk's, also if another client uses the file.
     pub fn forget(&mut self) -> io::Result<bool> {
         let was_there = self.is_there();
         let temporary = disk::temporary(&self.path);
         if temporary.exists() {
             fs::remove_file(&temporary).map_err(disk::at(&temporary))?;
         }
-        // In place, so that the lock stays what it is.
+        // Erase in place, so that the lock stays valid.
         let file = match &self.records {
             Some(records) => records.file().try_clone().map_err(disk::at(&self.path))?,
             None if !was_there => return Ok(false),
@@ -296,7 +296,7 @@ mod tests {
         text.parse().expect("name")
     }
 
-    /// A data folder, removed at the end.
+    /// A data folder, removed on drop.
     struct Home(PathBuf);
 
     impl Home {
@@ -316,7 +316,7 @@ mod tests {
             }
         }
 
-        /// Alice's.
+        /// Alice's history.
         fn history(&self) -> History {
             self.history_of("alice", &KEY, &["--keep-history"])
         }
@@ -329,7 +329,7 @@ mod tests {
             }
         }
 
-        /// The texts that load.
+        /// Loads the history, and returns the texts.
         fn texts(&self) -> Vec<String> {
             let messages = self.history().load(&mut Vec::new()).expect("loads");
             messages.into_iter().map(|message| message.text).collect()
@@ -340,7 +340,7 @@ mod tests {
             text.lines().map(|line| format!("{line}\n")).collect()
         }
 
-        /// Puts these lines in the place of the file; which line is refused. The file stays as it is then.
+        /// Replaces the file by these lines, and returns the refused line. The file must stay unchanged.
         fn refused(&self, lines: &[String]) -> Option<usize> {
             let (path, text) = (self.history().path, lines.concat());
             fs::write(&path, &text).expect("written");
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn kept_messages_reload_unchanged_and_are_never_in_clear() {
+    fn kept_messages_reload_unchanged_and_are_encrypted() {
         let home = Home::new();
         let (alice, bob) = (name("alice"), name("bob"));
         let said = [
@@ -396,13 +396,13 @@ mod tests {
         for clear in ["lines", "Alice", "alice", "bob", "private", "1700000000", "text"] {
             assert!(!file.contains(clear), "{clear}");
         }
-        // Nor do lengths say more than steps of 256 bytes do.
+        // Lengths only reveal steps of 256 bytes.
         let lengths: Vec<usize> = home.lines().iter().map(String::len).collect();
         assert_eq!(lengths, [lengths[0]; 3]);
     }
 
     #[test]
-    fn another_key_another_account_and_another_server_open_nothing() {
+    fn history_opens_only_with_its_key_account_and_server() {
         let home = Home::new();
         home.keep(&["secret"]);
         let path = home.history().path;
@@ -430,7 +430,7 @@ mod tests {
         let lines = home.lines();
         let pick = |wanted: &[usize]| wanted.iter().map(|&n| lines[n].clone()).collect::<Vec<_>>();
         assert_eq!(home.refused(&pick(&[0, 1, 2])), None);
-        // What editors do is harmless.
+        // Changes that editors make are harmless.
         let edited =
             [format!("\u{feff}\r\n{}", lines[0].replace('\n', " \r\n")), "\n".into(), lines[1].clone()];
         assert_eq!(home.refused(&edited), None);
@@ -456,13 +456,13 @@ mod tests {
             let altered = [&lines[..1], &[bad.into()], &lines[1..1 + behind]].concat();
             assert_eq!(home.refused(&altered), Some(2), "{bad:?}");
         }
-        // A line without an end that is too long for one.
+        // A line without an end, longer than a record can be.
         assert_eq!(home.refused(&[lines[0].clone(), "x".repeat(MAX_LINE + 1)]), Some(2));
     }
 
     /// PROTOCOL#history-chain.
     #[test]
-    fn record_of_an_older_copy_is_refused_at_its_own_place() {
+    fn record_of_an_older_copy_is_refused_at_the_same_place() {
         let home = Home::new();
         home.keep(&["one", "two", "three"]);
         let older = home.lines();
@@ -476,7 +476,7 @@ mod tests {
 
     /// PROTOCOL#history-damage.
     #[test]
-    fn torn_last_line_is_set_aside_and_what_follows_fits() {
+    fn torn_last_line_is_set_aside_and_the_chain_continues() {
         let home = Home::new();
         home.keep(&["one", "two"]);
         let whole = home.lines();
@@ -492,11 +492,11 @@ mod tests {
             let asides = records::asides(&home.history().path);
             assert!(asides.iter().any(|aside| fs::read_to_string(aside).is_ok_and(|text| text == torn)));
         }
-        // What was set aside is erased with the rest.
+        // Set-aside files are erased too.
         assert_eq!(records::asides(&home.history().path).len(), 3);
         home.history().forget().expect("erased");
         assert!(records::asides(&home.history().path).is_empty());
-        // Without its line end alone, the record counts.
+        // A record that only lacks its line end counts.
         fs::write(home.history().path, whole.concat().trim_end()).expect("written");
         assert_eq!(home.texts(), ["one", "two"]);
         fs::write(home.history().path, &whole[0]).expect("written");
@@ -508,7 +508,7 @@ mod tests {
     #[test]
     fn longest_message_fits() {
         let home = Home::new();
-        // As sanitising leaves the longest text.
+        // The longest text after sanitising.
         let worst = ["\u{fffd}", "\"", "\n"].map(|text| text.repeat(MAX_TEXT));
         home.keep(&worst.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(home.texts(), worst);
@@ -537,7 +537,7 @@ mod tests {
         assert_eq!(home.texts(), last);
         home.keep(&["and on"]);
         assert_eq!(home.texts().last().map(String::as_str), Some("and on"));
-        // A file that goes on and on is not read to its end.
+        // An endless file is not read to its end.
         let mut history = home.history();
         history.load(&mut Vec::new()).expect("loads");
         while history.end.index <= MAX_RECORDS {
@@ -548,11 +548,11 @@ mod tests {
     }
 
     #[test]
-    fn forgetting_leaves_nothing_and_what_comes_then_is_kept() {
+    fn forgetting_leaves_nothing_and_later_messages_are_kept() {
         let home = Home::new();
         home.keep(&vec!["x"; MAX_HISTORY + 1]);
         let mut history = home.history();
-        // It is rewritten at the load: the handle is not one for appending.
+        // Loading rewrites it, so the handle is not opened for appending.
         history.load(&mut Vec::new()).expect("loads");
         fs::write(disk::temporary(&history.path), "of a crash").expect("written");
         assert!(history.forget().expect("erased"));
@@ -563,7 +563,7 @@ mod tests {
         assert!(history.is_kept());
         drop(history);
         assert_eq!(home.texts(), ["new"]);
-        // Without the option nothing is read, and what is there goes when that is asked for.
+        // Without the option nothing is read, and the file is erased on request.
         let mut without = home.history_of("alice", &KEY, &[]);
         assert!(without.notice().is_some_and(|text| text.contains("/history forget")));
         assert!(without.load(&mut Vec::new()).expect("not read").is_empty() && !without.is_kept());
@@ -588,7 +588,7 @@ mod tests {
         append(&mut second, "lost");
         let error = second.forget().expect_err("not ours").to_string();
         assert!(error.contains("another program is using this file"), "{error}");
-        // One that has the former file is not taken for one that has this.
+        // A lock on the former file is not a lock on this one.
         let former = disk::append(&first.path).expect("opens");
         first.rewrite([said("one")].into_iter()).expect("rewritten");
         assert!(disk::try_lock(&former).expect("locks") && !disk::is_at(&former, &first.path));
@@ -605,7 +605,7 @@ mod tests {
         let mut history = home.history();
         history.load(&mut Vec::new()).expect("loads");
         append(&mut history, "one");
-        // It takes no more.
+        // No further messages are kept.
         let file = File::open(&history.path).expect("opens");
         history.records = Some(
             Records::of(file, &history.path, Writers::One, &FORMAT, &mut Vec::new(), |_| true)
@@ -613,7 +613,7 @@ mod tests {
         );
         let error = history.append(said("two"), [].into_iter()).expect_err("refused").to_string();
         assert!(error.starts_with(history.path.to_str().expect("UTF-8")), "{error}");
-        // Told once; no gap that nobody would see.
+        // Reported once, without an invisible gap.
         assert!(!history.is_kept());
         append(&mut history, "three");
         assert_eq!(home.texts(), ["one"]);

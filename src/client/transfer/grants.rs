@@ -1,8 +1,8 @@
-//! What one transfer that arrives has granted: as many chunks as its [`Window`] says, as the other transfers leave, and as
-//! the disk has written.
+//! The grants of one receiving transfer: limited by its [`Window`], by the other transfers, and by the speed of the
+//! disk.
 //!
-//! Invariant: the chunks in flight of all transfers are at most [`MAX_GRANTED`], or the server would refuse a grant; every
-//! transfer may have one. Dropping this takes back what was granted and has not come. Specification: PROTOCOL#asked-for.
+//! Invariant: at most [`MAX_GRANTED`] chunks of all transfers are in flight, because the server would refuse more;
+//! every transfer may have one. Dropping this revokes unused grants. Specification: PROTOCOL#asked-for.
 
 use super::window::Window;
 use crate::client::net::queue::Queue;
@@ -14,40 +14,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-/// Files that arrive at once, each with a thread and a window of chunks.
+/// The most files received at once, each with a thread and a window of chunks.
 pub const MAX_ARRIVING: usize = 8;
-/// Chunks in flight to this client, beside one that each other transfer may always have.
+/// The most chunks in flight to this client, besides the one that each other transfer may always have.
 const MAX_IN_FLIGHT: u32 = MAX_GRANTED + 1 - MAX_ARRIVING as u32;
-/// Chunks that were granted and not written, for all transfers: 10.5 MiB, the chunks in flight and those that are being
-/// decrypted. A share of it is more than a group, which can be
-/// written only when all of it is there.
+/// The most granted chunks that are not written yet, for all transfers: 10.5 MiB, in flight or being decrypted. A
+/// transfer's share is more than a group, which can be written only when it is complete.
 const MAX_HELD: u32 = MAX_GRANTED + 8 * GROUP;
 const _: () = assert!(MAX_HELD / MAX_ARRIVING as u32 > GROUP);
 
-/// What the transfers to this client have between them.
+/// The state that all transfers to this client share.
 #[derive(Default)]
 pub struct Sharing {
-    /// Files that are arriving.
+    /// The number of files being received.
     arriving: AtomicU32,
-    /// Chunks that are in flight for them.
+    /// The number of their chunks in flight.
     in_flight: AtomicU32,
 }
 
-/// What one transfer has granted, and may grant.
+/// The grants of one transfer.
 pub struct Grants {
     sharing: Arc<Sharing>,
     queue: Arc<Queue>,
     peer: Username,
     transfer: TransferId,
     window: Window,
-    /// Chunks of the file that were not granted yet.
+    /// The number of chunks that were not granted yet.
     left: u32,
-    /// Chunks that were granted and not written.
+    /// The number of granted chunks that were not written yet.
     held: u32,
 }
 
 impl Grants {
-    /// For `left` chunks that `peer` is to send.
+    /// Grants for `left` chunks from `peer`.
     pub fn new(
         sharing: Arc<Sharing>,
         queue: Arc<Queue>,
@@ -60,7 +59,7 @@ impl Grants {
         Grants { sharing, queue, peer, transfer, window, left, held: 0 }
     }
 
-    /// A chunk has arrived, which may let others go. False if none was granted.
+    /// Counts a chunk that has arrived, and grants more if possible. False if none was granted.
     pub fn arrive(&mut self, now: Instant) -> bool {
         let granted = self.window.arrive(self.sharing.arriving.load(Ordering::Relaxed), now);
         if granted {
@@ -70,17 +69,17 @@ impl Grants {
         granted
     }
 
-    /// `count` chunks were written.
+    /// Counts chunks that were written.
     pub fn written(&mut self, count: u32) {
         self.held -= count;
         self.grant(Instant::now());
     }
 
-    /// Grants what may be granted now.
+    /// Grants as many chunks as are allowed now.
     pub fn grant(&mut self, now: Instant) {
         let share = MAX_HELD / self.sharing.arriving.load(Ordering::Relaxed).max(1);
         let count = self.window.room().min(share.saturating_sub(self.held)).min(self.left);
-        // Not for each chunk: a grant is a line through the server.
+        // Do not grant single chunks, because each grant is a line through the server.
         if count == 0 || count < self.window.batch() && count < self.left {
             return;
         }
@@ -101,7 +100,7 @@ impl Grants {
 
     fn say(&self, count: u32) {
         let grant = Grant { peer: self.peer.clone(), transfer: Fixed(self.transfer), count };
-        // The queue is full only when the server does not accept data: the session will find out.
+        // The queue is full only if the server accepts no data, which the session will notice.
         let _ = self.queue.say(&ClientMessage::Grant(grant));
     }
 }
@@ -119,7 +118,7 @@ mod tests {
     use super::super::window::{FIRST, LONGEST_QUEUE, QUEUE};
     use super::*;
 
-    /// Transfers to one client, of files with so many chunks each.
+    /// Transfers to one client, of files with this many chunks each.
     struct Arriving {
         sharing: Arc<Sharing>,
         queue: Arc<Queue>,
@@ -138,7 +137,8 @@ mod tests {
             Arriving { sharing, queue, all, now }
         }
 
-        /// One chunk of each that has some in flight arrives at once, so that the windows grow, and is `written`.
+        /// One chunk of each transfer with chunks in flight arrives without a delay, so that the windows grow, and is
+        /// `written`.
         fn round(&mut self, written: bool) {
             for grants in &mut self.all {
                 grants.grant(self.now);
@@ -158,11 +158,11 @@ mod tests {
     fn chunks_in_flight_of_all_transfers_stay_within_the_limit() {
         let mut arriving = Arriving::new(MAX_ARRIVING, u32::MAX);
         (0..1000).for_each(|_| arriving.round(true));
-        // The disk is stuck: what has arrived is held, and no more is granted than each one's share.
+        // The disk is stuck: received chunks are held, and no transfer gets more than its share.
         (0..1000).for_each(|_| arriving.round(false));
         assert!(arriving.all.iter().all(|grants| grants.held <= MAX_HELD / MAX_ARRIVING as u32));
         arriving.round(true);
-        // What ends leaves its room to the others.
+        // A transfer that ends leaves its room to the others.
         arriving.all.truncate(1);
         arriving.round(true);
         assert_eq!(arriving.sharing.arriving.load(Ordering::Relaxed), 1);
