@@ -542,7 +542,7 @@ mod tests {
 
     /// PROTOCOL#life.
     #[test]
-    fn silent_server_is_asked_reported_dropped_and_resumed() {
+    fn silent_server_is_pinged_reported_dropped_and_resumed() {
         let (link, listener, mut end, woken) = link(hasty());
         for round in 0..3 {
             link.owes(Some(Instant::now()));
@@ -573,7 +573,7 @@ mod tests {
 
     /// PROTOCOL#life.
     #[test]
-    fn server_that_speaks_and_does_not_answer_is_reported() {
+    fn server_that_sends_but_never_answers_is_reported() {
         let (link, _listener, mut end, _woken) =
             link(Patience { answer: Duration::from_secs(60), ..hasty() });
         link.owes(Some(Instant::now()));
@@ -590,7 +590,7 @@ mod tests {
 
     /// PROTOCOL#life.
     #[test]
-    fn server_that_takes_nothing_is_dropped_without_a_ping() {
+    fn server_that_reads_nothing_is_dropped_without_a_ping() {
         let (link, listener, _end, woken) = link(hasty());
         let queue = link.queue();
         let packet = move || queue.packet(vec![b'x'; 60_000], vec![b'\n'], PATIENCE.answer);
