@@ -99,6 +99,13 @@ fn nonzero(length: u16) -> NonZeroU16 {
     NonZeroU16::new(length).expect("a size")
 }
 
+impl Shown {
+    fn rows(&self) -> String {
+        let screen = self.emulator.screen();
+        screen.rows(0, screen.size().1.get()).map(|row| row.trim_end().to_string() + "\n").collect()
+    }
+}
+
 impl Window {
     fn lock(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().expect("the emulator does not panic")
@@ -186,18 +193,19 @@ impl Terminal {
 
     /// All rows, without trailing blanks.
     pub fn screen(&self) -> String {
-        let shown = self.window.lock();
-        let screen = shown.emulator.screen();
-        screen.rows(0, screen.size().1.get()).map(|row| row.trim_end().to_string() + "\n").collect()
+        self.window.lock().rows()
     }
 
-    /// Waits until `is_there` accepts the screen, and returns it. Checks again after each output.
+    /// Waits until `is_there` accepts the screen, and returns it. Checks again after each output, but not while the
+    /// cursor is hidden: the frame is incomplete.
     pub fn wait(&self, what: &str, is_there: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let seen = self.window.lock().written.len();
-            let screen = self.screen();
-            if is_there(&screen) {
+            let shown = self.window.lock();
+            let (seen, screen) = (shown.written.len(), shown.rows());
+            let is_drawn = !shown.emulator.screen().hide_cursor();
+            drop(shown);
+            if is_drawn && is_there(&screen) {
                 return screen;
             }
             let left = deadline.saturating_duration_since(Instant::now());
