@@ -6,6 +6,7 @@
 use super::terminal::input::{Key, keys};
 use super::text::is_blank;
 use crate::name::Username;
+use unicode_normalization::char::is_public_assigned;
 
 /// A parsed line.
 #[derive(Debug, PartialEq, Eq)]
@@ -252,6 +253,7 @@ const SOLIDI: &[char] = &[
     '\u{1735}',
     '\u{2041}',
     '\u{2044}',
+    '\u{20e5}',
     '\u{20eb}',
     '\u{2215}',
     '\u{233f}',
@@ -274,8 +276,7 @@ const STROKES: &[char] = &[
     '\u{4e3f}', '\u{ff89}',
 ];
 /// Characters that look like a backslash. They also begin ordinary texts, so they count only before a command's name.
-const BACKSLASHES: &[char] =
-    &['\\', '\u{20e5}', '\u{2216}', '\u{27cd}', '\u{29f5}', '\u{29f9}', '\u{fe68}', '\u{ff3c}'];
+const BACKSLASHES: &[char] = &['\\', '\u{2216}', '\u{27cd}', '\u{29f5}', '\u{29f9}', '\u{fe68}', '\u{ff3c}'];
 
 /// Entries that `/history` shows without a number.
 pub const HISTORY: usize = 20;
@@ -325,14 +326,20 @@ fn is_visible(c: char) -> bool {
     SOLIDI.contains(&c) || BACKSLASHES.contains(&c) || !is_blank(c)
 }
 
+/// Whether a character surely has a shape of its own. Fonts decide what private-use, unassigned and description
+/// characters look like, and signs of format depend on what follows.
+fn is_known(c: char) -> bool {
+    let is_format = matches!(c, '\u{600}'..='\u{605}' | '\u{6dd}' | '\u{70f}' | '\u{890}' | '\u{891}' | '\u{8e2}'
+        | '\u{2ff0}'..='\u{2fff}' | '\u{110bd}' | '\u{110cd}');
+    is_public_assigned(c) && !is_format
+}
+
 /// A line that does not begin with a slash.
 fn text(line: &str) -> Result<Command, String> {
     if !line.contains(is_visible) {
         return Ok(Command::Nothing);
     }
-    // Fonts decide what private-use characters look like.
-    let is_private = |c: char| matches!(c, '\u{e000}'..='\u{f8ff}' | '\u{f0000}'..);
-    let mut seen = line.chars().filter(|c| is_visible(*c) && !is_private(*c));
+    let mut seen = line.chars().filter(|c| is_visible(*c) && is_known(*c));
     let first = seen.next().unwrap_or_default();
     let second = seen.next().unwrap_or_default();
     if first == '/' {
@@ -545,6 +552,19 @@ mod tests {
             "abc\u{1b}b",
             "\u{13441}",
             "\u{13442}",
+            "\u{2d7f}",
+            "\u{600}",
+            "\u{6dd}",
+            "\u{70f}",
+            "\u{891}",
+            "\u{8e2}",
+            "\u{110bd}",
+            "\u{110cd}",
+            "\u{378}",
+            "\u{2fff}",
+            "\u{fdd0}",
+            "\u{1fffe}",
+            "\u{50000}",
             "\n",
             "\u{e002f}",
             "\u{1b}(B\u{1b}[m",
@@ -620,6 +640,7 @@ mod tests {
             (0xfeff, 0xfeff),
             (0xffa0, 0xffa0),
             (0xfff0, 0xfffd),
+            (0x13430, 0x13442),
             (0x1bca0, 0x1bca3),
             (0x1d173, 0x1d17a),
             (0xe0000, 0xe0fff),

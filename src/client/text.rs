@@ -78,7 +78,7 @@ pub fn is_harmful(c: char) -> bool {
 /// Whether a character alone is invisible: blanks of every kind, controls, marks, joiners, and the replacement of bytes
 /// that are not text.
 pub fn is_blank(c: char) -> bool {
-    let hollow = matches!(c, '\u{fffc}' | '\u{fffd}' | '\u{13441}' | '\u{13442}' | '\u{1d159}');
+    let hollow = matches!(c, '\u{2d7f}' | '\u{fffc}' | '\u{fffd}' | '\u{13430}'..='\u{13442}' | '\u{1d159}');
     hollow || c.is_whitespace() || is_harmful(c) || columns(c) == 0
 }
 
