@@ -181,6 +181,19 @@ pub struct PersonKeys {
     pub certificate: Option<Fixed<RSA_BYTES>>,
 }
 
+impl PersonKeys {
+    /// Keys of a user with this identity key (DER) and, while online, the session key of this certificate.
+    pub fn new(name: Username, identity: Vec<u8>, session: Option<&SessionCertificate>) -> PersonKeys {
+        PersonKeys {
+            name,
+            identity: Bytes(identity),
+            session_key: session.map(|session| session.session_key.clone()),
+            created: session.map(|session| session.created),
+            certificate: session.map(|session| session.certificate),
+        }
+    }
+}
+
 /// Where an envelope goes.
 #[derive(Serialize, Deserialize)]
 pub struct Routing {

@@ -5,7 +5,7 @@
 use super::connection_limits::Ticket;
 use super::shared::Shared;
 use super::threads::{CONNECTION_STACK, thread};
-use super::{connection, metrics};
+use super::{connection, quotas};
 use crate::sync::lock;
 use std::collections::VecDeque;
 use std::io;
@@ -55,7 +55,7 @@ pub(super) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
 /// Accepts connections until the process ends.
 pub(super) fn run(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
     let queue = Arc::new(AdmissionQueue::default());
-    let log = |event: &'static str, detail: &str| shared.audit.limit(event, None, None, detail);
+    let log = |event: &'static str, detail: &str| shared.store.audit.limit(event, None, None, detail);
     loop {
         let (socket, address) = match listener.accept() {
             Ok(accepted) => accepted,
@@ -68,7 +68,7 @@ pub(super) fn run(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
             }
         };
         let Some((ticket, has_evicted)) = shared.connections.admit(address.ip(), Arc::new(socket)) else {
-            metrics::REFUSED.add();
+            quotas::count(&shared.quotas.refused);
             log("refused", "too many connections");
             continue;
         };

@@ -8,17 +8,18 @@
 use super::connection_limits::Ticket;
 use super::limits::{self, PACKET_PATIENCE};
 use super::login::{Connection, Login, Served, not_a_message};
-use super::metrics;
 use super::partial_frame::PartialFrame;
-use super::routing::{self, Relayed};
+use super::quotas;
+use super::routing;
 use super::session::frames::Frame;
-use super::session::outbox::{Buffers, Condition, Inbound};
+use super::session::outbox::{Buffers, Condition, Inbound, Queued};
 use super::shared::Shared;
 use crate::auth;
 use crate::clock;
+use crate::encoding::Fixed;
 use crate::protocol::timing::{SERVER_ASK, SERVER_DROP};
 use crate::protocol::{
-    ClientMessage, Control, DecodeError, ErrorCode, Failure, Grant, MAX_LINE, MAX_PACKET, Packet,
+    ClientMessage, Control, DecodeError, ErrorCode, Failure, Grant, MAX_LINE, MAX_PACKET, Packet, Refused,
     ServerMessage, SessionCertificate,
 };
 use crate::wire::frame;
@@ -188,7 +189,7 @@ impl Served {
             let Err(wait) = inbound.bucket.take(cost) else { return Some(inbound) };
             drop(inbound);
             if !std::mem::replace(&mut is_throttled, true) {
-                metrics::SLOWED.add();
+                quotas::count(&self.shared.quotas.slowed);
             }
             std::thread::sleep(wait.min(limits::NOTICE));
         }
@@ -214,9 +215,12 @@ impl Served {
                 break Some(ServerMessage::error(ErrorCode::Malformed, text));
             };
             match routing::relay(&self.shared, &self.session, &packet, Instant::now() > until) {
-                Relayed::Yes => break None,
-                Relayed::Refused(refused) => break Some(refused),
-                Relayed::NoRoom => drop(inbound),
+                Queued::Yes => break None,
+                Queued::Gone => {
+                    let Packet { peer, transfer, .. } = packet;
+                    break Some(ServerMessage::Refused(Refused { peer, transfer: Fixed(transfer) }));
+                }
+                Queued::Full => drop(inbound),
             }
             std::thread::sleep(Duration::from_millis(10));
             let Some(again) = self.turn(0.0) else { return false };
@@ -268,14 +272,6 @@ impl Served {
         match message {
             Err(error) => Some(not_a_message(*error)),
             Ok(ClientMessage::KeysRequest(request)) => Some(routing::keys(&self.shared, request)),
-            Ok(
-                ClientMessage::Register(_)
-                | ClientMessage::LoginRequest(_)
-                | ClientMessage::ChallengeResponse(_)
-                | ClientMessage::PasswordChange(_)
-                | ClientMessage::ResumeRequest(_)
-                | ClientMessage::Resume(_),
-            ) => Some(ServerMessage::error(ErrorCode::AlreadyLoggedIn, "you are logged in already")),
             Ok(_) => None,
         }
     }
@@ -300,15 +296,19 @@ impl Served {
                     control.pongs = control.pongs.saturating_add(1);
                 });
             }
-            // An `ack` was handled, a `pong` was a sign of life, and all others were answered early.
-            _ => {}
+            // An `ack` was handled, and a `pong` was a sign of life.
+            ClientMessage::Ack(_) | ClientMessage::Pong => {}
+            // The rest belongs to a login.
+            _ => {
+                self.answer(&ServerMessage::error(ErrorCode::AlreadyLoggedIn, "you are logged in already"));
+            }
         }
         true
     }
 
     /// PROTOCOL#renew, PROTOCOL#newest.
     fn renew(&self, certificate: &SessionCertificate) -> ServerMessage {
-        let (now, accounts, name) = (clock::now_ms(), &self.shared.accounts, &self.session.name);
+        let (now, accounts, name) = (clock::now_ms(), &self.shared.store.accounts, &self.session.name);
         let bad = |text: &str| {
             let newest = Some(accounts.take_certificate(name, 0));
             ServerMessage::Error(Failure { newest, ..Failure::new(ErrorCode::BadKey, text) })
@@ -330,6 +330,7 @@ impl Served {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limits::{MAX_PARTIAL, SMALL_LINE};
     use super::super::rates::Bucket;
     use super::super::session::Session;
     use super::super::session::frames::tests::under_pressure;
@@ -338,18 +339,17 @@ mod tests {
     use super::super::session::tests::{TRANSFER, name, session};
     use super::super::shared::tests::{HOUR, shared};
     use super::*;
-    use crate::encoding::Fixed;
     use crate::protocol::{KeysRequest, Received as Taken};
     use crate::wire::frame::Lines;
     use crate::wire::tls::Reader;
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::net::TcpStream;
     use std::time::Duration;
 
     /// A logged-in client, and the other end of its connection. The bucket is full and is never refilled.
     fn client(shared: &Arc<Shared>, name: &str) -> (Client, TcpStream) {
         let (session, _) = session(name);
-        assert_eq!(shared.registry.insert(&session, 100), Ok(()));
+        assert!(shared.registry.insert(&session, 100));
         let (link, far) = link();
         far.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
         assert_eq!(attach(&session.outbox, &link, 0), Attached::Yes);
@@ -429,7 +429,8 @@ mod tests {
         }
         assert_eq!(SMALL_PACKET, 32 * 1024);
         for peer in ["bob", "carol"] {
-            assert!(matches!(heard(&far), ServerMessage::Refused(refused) if refused.peer == name(peer)));
+            let ServerMessage::Refused(refused) = heard(&far) else { panic!("not refused") };
+            assert!(refused.peer == name(peer) && refused.transfer == Fixed(TRANSFER));
         }
         // A packet without a name is answered like a line that is not a message.
         alice.connection.lines.buffer().extend(frame::packet_head(b"", b""));
@@ -606,6 +607,37 @@ mod tests {
         assert_eq!(attach(&session.outbox, &link, 0), Attached::Yes);
     }
 
+    /// PROTOCOL#unfinished.
+    #[test]
+    fn partial_line_beyond_the_limit_closes_its_connection() {
+        let (shared, _folder) = shared(HOUR);
+        let (mut alice, far) = client(&shared, "alice");
+        let session = alice.served.session.clone();
+        let _others = shared.quotas.partial.take(MAX_PARTIAL);
+        (&far).write_all(&[b'x'; SMALL_LINE + 1]).expect("sent");
+        let (mut rest, serving) = (Vec::new(), std::thread::spawn(move || alice.run()));
+        assert!(
+            (&far).read_to_end(&mut rest).is_ok() && rest.is_empty(),
+            "before it is asked whether it lives"
+        );
+        serving.join().expect("whole");
+        assert!(session.outbox.detached().is_some(), "another connection may continue");
+    }
+
+    #[test]
+    fn farewell_reaches_a_client_that_keeps_sending() {
+        let (shared, _folder) = shared(HOUR);
+        let (mut alice, far) = client(&shared, "alice");
+        std::thread::scope(|scope| {
+            let sending = scope.spawn(|| (&far).write_all(&vec![b'x'; MAX_LINE + 256 * 1024]));
+            let serving = scope.spawn(move || alice.run());
+            sending.join().expect("whole").expect("all of it is read");
+            assert!(matches!(heard(&far), ServerMessage::Error(error) if error.code == "line_too_long"));
+            serving.join().expect("whole");
+            assert!(matches!(far.take_error(), Ok(None)), "a reset can eat the farewell");
+        });
+    }
+
     /// PROTOCOL#certificate-ends.
     #[test]
     fn expired_certificate_ends_session_and_connection() {
@@ -622,7 +654,7 @@ mod tests {
         let mut rest = Vec::new();
         assert!((&far).read_to_end(&mut rest).is_ok() && rest.is_empty(), "and the connection");
         let (again, _again) = session("alice");
-        assert_eq!(shared.registry.insert(&again, 2), Ok(()), "for a new login");
+        assert!(shared.registry.insert(&again, 2), "for a new login");
     }
 
     /// PROTOCOL#logout, PROTOCOL#line-length.

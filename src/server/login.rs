@@ -8,7 +8,7 @@
 use super::connection_limits::Ticket;
 use super::limits;
 use super::rates::origin;
-use super::registry::{Full, replaced};
+use super::registry::replaced;
 use super::session::io::Link;
 use super::session::outbox::{Attached, Outbox};
 use super::session::{OWN_TOKENS, Session};
@@ -135,11 +135,11 @@ impl<'a> Login<'a> {
     pub(super) fn handshake(shared: &'a Arc<Shared>, ticket: Ticket) -> Option<Login<'a>> {
         let deadline = Instant::now() + limits::FIRST_LINE;
         let certificate =
-            shared.certificates.as_ref().map(|certificates| certificates.current(&shared.audit));
+            shared.store.certificates.as_ref().map(|certificates| certificates.current(&shared.store.audit));
         let (acceptor, server_key) = certificate.unzip();
         shared.end_connections_of_another_key();
         let Ok(channel) = Channel::accept(acceptor, ticket.socket.clone(), deadline) else {
-            shared.audit.limit("handshake_failed", None, Some(ticket.address), "");
+            shared.store.audit.limit("handshake_failed", None, Some(ticket.address), "");
             return None;
         };
         let (link, lines) = (Arc::new(Link { channel, ticket }), Lines::new(MAX_LINE_BEFORE_LOGIN));
@@ -172,40 +172,34 @@ impl<'a> Login<'a> {
         channel.send_by(&wire, self.deadline)
     }
 
-    /// The next message, within the deadline. PROTOCOL#deadlines.
-    fn receive(&mut self) -> Result<ClientMessage, Refusal> {
+    /// The next message that is part of a login, within the deadline. PROTOCOL#deadlines.
+    fn next(&mut self) -> Result<ClientMessage, Refusal> {
         loop {
             let wait = self.deadline.saturating_duration_since(Instant::now());
             if wait.is_zero() {
                 self.limit("login_timed_out", None);
                 return Err(refuse(ErrorCode::TimedOut, "the login took too long"));
             }
-            match self.connection.lines.next_line() {
+            let decoded = match self.connection.lines.next_line() {
                 Ok(Some(_)) if self.lines_left == 0 => {
                     return Err(refuse(ErrorCode::TooManyRequests, "too many lines before a login"));
                 }
-                Ok(Some(line)) => {
-                    if self.lines_left == limits::LINES_BEFORE_LOGIN {
-                        self.deadline = Instant::now() + limits::LOGIN;
-                    }
-                    self.lines_left -= 1;
-                    return ClientMessage::decode(line).map_err(|error| Refusal(Some(not_a_message(error))));
-                }
-                Ok(None) => {}
+                Ok(line) => line.map(ClientMessage::decode),
                 Err(_) => {
                     return Err(refuse(ErrorCode::LineTooLong, "a line before login has at most 16 KiB"));
                 }
+            };
+            let Some(decoded) = decoded else {
+                if self.connection.receive(wait)? == Received::End {
+                    return Err(Refusal(None));
+                }
+                continue;
+            };
+            if self.lines_left == limits::LINES_BEFORE_LOGIN {
+                self.deadline = Instant::now() + limits::LOGIN;
             }
-            if self.connection.receive(wait)? == Received::End {
-                return Err(Refusal(None));
-            }
-        }
-    }
-
-    /// The next message that is part of a login.
-    fn next(&mut self) -> Result<ClientMessage, Refusal> {
-        loop {
-            match self.receive()? {
+            self.lines_left -= 1;
+            match decoded.map_err(|error| Refusal(Some(not_a_message(error))))? {
                 ClientMessage::Ping => self.send(&ServerMessage::Pong)?,
                 ClientMessage::Pong => {}
                 ClientMessage::Logout => return Err(Refusal(None)),
@@ -243,11 +237,11 @@ impl<'a> Login<'a> {
     /// A new session on this connection. If the server is full, the longest detached session makes room for it.
     fn log_in(&mut self, login: &Authenticated) -> Result<Served, Refusal> {
         let (shared, limits, name) = (self.shared, &self.shared.limits, login.name());
-        let newest = shared.accounts.take_certificate(name, login.certificate().created);
+        let newest = shared.store.accounts.take_certificate(name, login.certificate().created);
         let outbox = Outbox::new(limits.outbox, limits.rate, shared.quotas.clone(), self.address());
         let served = self.serve(Arc::new(Session::new(login, clock::now_ms(), outbox)));
         let session = &served.session;
-        while let Err(Full) = shared.registry.insert(session, limits.clients) {
+        while !shared.registry.insert(session, limits.clients) {
             if !shared.end_longest_detached() {
                 self.limit("server_full", Some(name));
                 return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
@@ -258,7 +252,7 @@ impl<'a> Login<'a> {
         let attached = session.outbox.attach(link, 0, limits::RESUME_PATIENCE, hello);
         // Another login may have replaced it already, or the account was removed since the login was verified.
         let (mut ended, identity) = (replaced(), login.identity().fingerprint());
-        if shared.accounts.get(name).is_none_or(|account| account.identity != identity) {
+        if shared.store.accounts.get(name).is_none_or(|account| account.identity != identity) {
             let text = "this account was removed just now";
             shared.dismiss(session, ErrorCode::AccountRemoved, text);
             ended = Failure::new(ErrorCode::AccountRemoved, text);
@@ -298,7 +292,7 @@ impl<'a> Login<'a> {
                     return Ok(served);
                 }
                 Attached::NoSession => {
-                    let current = self.shared.registry.get(pending.name());
+                    let current = self.shared.registry.settled(pending.name());
                     if current.is_some_and(|current| Arc::ptr_eq(&current, &session)) {
                         return Err(no_session());
                     }
@@ -314,11 +308,11 @@ impl<'a> Login<'a> {
     }
 
     fn audit(&self, event: &'static str, user: &Username) {
-        self.shared.audit.log(event, Some(user), Some(self.address()), "");
+        self.shared.store.audit.log(event, Some(user), Some(self.address()), "");
     }
 
     fn limit(&self, event: &'static str, user: Option<&Username>) {
-        self.shared.audit.limit(event, user, Some(self.address()), "");
+        self.shared.store.audit.limit(event, user, Some(self.address()), "");
     }
 
     /// PROTOCOL#registration-limit.
@@ -335,7 +329,7 @@ impl<'a> Login<'a> {
         self.count_record()?;
         let (account, identity) = auth::accept_registration(request)?;
         // On disk first: PROTOCOL#confirmed.
-        let stored = self.shared.accounts.register(account, &identity);
+        let stored = self.shared.store.accounts.register(account, &identity);
         let (event, answer) = match stored.map_err(|error| self.not_stored(&name, &error))? {
             true => ("registered", ServerMessage::Registered),
             false => {
@@ -357,15 +351,16 @@ impl<'a> Login<'a> {
     }
 
     fn not_stored(&self, name: &Username, error: &io::Error) -> Refusal {
-        self.shared.audit.log("storage_failed", Some(name), Some(self.address()), &error.to_string());
+        self.shared.store.audit.log("storage_failed", Some(name), Some(self.address()), &error.to_string());
         refuse(ErrorCode::ServerError, "the server cannot store accounts now: tell its operator")
     }
 
     fn challenge(&mut self, request: LoginRequest) -> Result<Authenticated, Refusal> {
-        let locked = self.shared.lockout.locked(&request.username, self.address());
+        let locked = self.shared.store.lockout.locked(&request.username, self.address());
         locked.map_err(|left| self.locked(&request.username, left))?;
-        let seen = self.shared.accounts.see(&request.username);
-        let (account, secret) = (seen.as_ref().map(|seen| seen.account.clone()), &self.shared.salt_secret);
+        let seen = self.shared.store.accounts.see(&request.username);
+        let (account, secret) =
+            (seen.as_ref().map(|seen| seen.account.clone()), &self.shared.store.salt_secret);
         let (pending, challenge) = PendingLogin::new(request, account, secret)?;
         self.send(&ServerMessage::Challenge(challenge))?;
         let response = match self.next()? {
@@ -379,12 +374,10 @@ impl<'a> Login<'a> {
         let (name, now) = (pending.name().clone(), clock::now_ms());
         let offered = auth::check_offered(&response.certificate(), now);
         offered.map_err(|error| self.no_guess(&name, error))?;
-        let locks = self.count_attempt(&name)?;
-        let verified = pending.verify(&response, self.exporter(), now);
-        let login = verified.map_err(|error| self.failed("login_failed", &name, locks, error))?;
-        self.shared.lockout.forgive(&name, self.address());
+        let verify = || pending.verify(&response, self.exporter(), now);
+        let login = self.attempt("login_failed", &name, verify)?;
         // PROTOCOL#login-race.
-        if !seen.is_some_and(|seen| self.shared.accounts.admit(&seen)) {
+        if !seen.is_some_and(|seen| self.shared.store.accounts.admit(&seen)) {
             return Err(self.no_guess(&name, auth::denied()));
         }
         Ok(login)
@@ -399,12 +392,10 @@ impl<'a> Login<'a> {
     ) -> Result<ServerMessage, Refusal> {
         let name = pending.name().clone();
         auth::acceptable(change.rounds).map_err(|error| self.no_guess(&name, error))?;
-        let locks = self.count_attempt(&name)?;
-        let verified = pending.verify_change(change, self.exporter());
-        let new = verified.map_err(|error| self.failed("password_change_failed", &name, locks, error))?;
-        self.shared.lockout.forgive(&name, self.address());
+        let verify = || pending.verify_change(change, self.exporter());
+        let new = self.attempt("password_change_failed", &name, verify)?;
         self.count_record()?;
-        let stored = seen.map_or(Ok(false), |seen| self.shared.accounts.change(seen, new));
+        let stored = seen.map_or(Ok(false), |seen| self.shared.store.accounts.change(seen, new));
         if !stored.map_err(|error| self.not_stored(&name, &error))? {
             return Err(self.no_guess(&name, auth::denied()));
         }
@@ -412,21 +403,29 @@ impl<'a> Login<'a> {
         Ok(ServerMessage::PasswordChanged)
     }
 
-    /// Counts an attempt before its proof is checked, so that parallel guesses count. True if this one locks the name.
+    /// Counts an attempt before its proof is checked, so that parallel guesses count. `event` is that of a failure.
     /// PROTOCOL#lockout.
-    fn count_attempt(&self, name: &Username) -> Result<bool, Refusal> {
-        self.shared.lockout.count(name, self.address()).map_err(|left| self.locked(name, left))
-    }
-
-    fn failed(&self, event: &'static str, name: &Username, locks: bool, failure: Failure) -> Refusal {
-        self.audit(event, name);
-        if locks {
-            self.audit("locked", name);
-            if let Err(error) = self.shared.lockout.remember(name) {
-                self.shared.audit.log("storage_failed", Some(name), None, &error.to_string());
+    fn attempt<T>(
+        &self,
+        event: &'static str,
+        name: &Username,
+        verify: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<T, Refusal> {
+        let (lockout, audit) = (&self.shared.store.lockout, &self.shared.store.audit);
+        let locks = lockout.count(name, self.address()).map_err(|left| self.locked(name, left))?;
+        let verified = verify();
+        if verified.is_ok() {
+            lockout.forgive(name, self.address());
+        } else {
+            self.audit(event, name);
+            if locks {
+                self.audit("locked", name);
+                if let Err(error) = lockout.remember(name) {
+                    audit.log("storage_failed", Some(name), None, &error.to_string());
+                }
             }
         }
-        failure.into()
+        Ok(verified?)
     }
 
     /// A refusal that is neither counted nor logged as a guess: the client broke the protocol, or the account has
@@ -512,6 +511,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn refusal_reaches_a_client_that_keeps_sending() {
+        let (shared, _folder) = shared(HOUR);
+        let (login, mut far) = connection(&shared);
+        // As much as the kernel keeps.
+        far.write_all(&[b'x'; 64 * 1024]).expect("sent");
+        login.refuse(refuse(ErrorCode::LineTooLong, ""));
+        assert!(matches!(far.take_error(), Ok(None)), "a reset can eat the refusal");
+        let mut got = String::new();
+        far.read_to_string(&mut got).expect("it is closed");
+        assert!(got.contains("line_too_long"), "{got}");
+    }
+
     /// PROTOCOL#deadlines.
     #[test]
     fn refusal_arrives_after_the_deadline() {
@@ -560,7 +572,7 @@ mod tests {
         login.lines_left = 2;
         for n in 0..limits::MAX_FAILURES_PER_ADDRESS {
             let name = format!("name{n}").parse().expect("name");
-            assert!(shared.lockout.count(&name, login.address()).is_ok());
+            assert!(shared.store.lockout.count(&name, login.address()).is_ok());
         }
         let code = |refusal: Refusal| match refusal {
             Refusal(Some(ServerMessage::Error(failure))) => failure.code,
@@ -591,11 +603,12 @@ mod tests {
         let key = PasswordKey { login: key_file::Login::random(), key: Key::random() };
         let (account, public) =
             auth::accept_registration(key.register(&name, identity.public())).expect("valid");
-        assert!(shared.accounts.register(account, &public).expect("stored"));
+        assert!(shared.store.accounts.register(account, &public).expect("stored"));
         let public_key = Bytes(public.spki());
         let request = LoginRequest { version: VERSION, username: name.clone(), public_key };
-        let account = shared.accounts.get(&name);
-        let (pending, challenge) = PendingLogin::new(request, account, &shared.salt_secret).expect("a key");
+        let account = shared.store.accounts.get(&name);
+        let (pending, challenge) =
+            PendingLogin::new(request, account, &shared.store.salt_secret).expect("a key");
         let now = clock::now_ms();
         let certificate = identity.certify(&name, &session, now);
         let response = key.log_in(&name, &challenge, b"", identity, (&session, certificate));
@@ -609,7 +622,7 @@ mod tests {
         let keys = [IdentityKey::generate(), IdentityKey::generate()];
         for (name, is_made_again) in [("gone", false), ("another", true)] {
             let login = verified(&shared, name, &keys[0]);
-            shared.accounts.remove(login.name()).expect("it was there");
+            shared.store.accounts.remove(login.name(), || ()).expect("it was there");
             if is_made_again {
                 verified(&shared, name, &keys[1]);
             }
@@ -639,7 +652,7 @@ mod tests {
         for (takes_over, code) in [(false, "no_session"), (true, "signed_in_elsewhere")] {
             let (shared, _folder) = shared(HOUR);
             let (alice, _) = session("alice");
-            assert_eq!(shared.registry.insert(&alice, 100), Ok(()));
+            assert!(shared.registry.insert(&alice, 100));
             // The thread of the previous connection stays busy.
             let _inbound = alice.outbox.inbound();
             let [token, ..] = alice.tokens(0);
@@ -658,7 +671,7 @@ mod tests {
                     until(|| alice.outbox.detached().is_some());
                     if takes_over {
                         let (other, _) = session("alice");
-                        assert!(shared.registry.insert(&other, 100).is_ok());
+                        assert!(shared.registry.insert(&other, 100));
                     }
                     shared.registry.end(&alice, Condition::Always, None);
                 });

@@ -13,7 +13,6 @@ pub mod connection;
 pub mod connection_limits;
 pub mod limits;
 pub mod login;
-mod metrics;
 pub mod operator;
 pub mod options;
 pub mod partial_frame;
@@ -33,7 +32,7 @@ use shared::Shared;
 use std::io::{self, Write};
 use std::sync::Arc;
 use store::Store;
-use threads::{CONNECTION_STACK, thread};
+use threads::service;
 
 /// Serves until the process ends. Returns only if the start fails.
 ///
@@ -68,13 +67,13 @@ pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::
         say(format!("WARNING: `server user` will not reach this server: {error}"));
     }
     let [flushing, reporting, sweeping] = [(); 3].map(|()| shared.clone());
-    thread("flusher", CONNECTION_STACK, move || flushing.flusher.run())?;
-    thread("presence", CONNECTION_STACK, move || presence::run(&reporting.registry, &reporting.flusher))?;
-    thread("sweep", CONNECTION_STACK, move || sweeping.run_sweep())?;
+    service("flusher", move || flushing.flusher.run())?;
+    service("presence", move || presence::run(&reporting.registry, &reporting.flusher))?;
+    service("sweep", move || sweeping.run_sweep())?;
     say(format!("listening on {}", listener.local_addr()?));
-    shared.audit.log("started", None, None, "");
+    shared.store.audit.log("started", None, None, "");
     if let Some(error) = failed {
-        shared.audit.output_failed(&error);
+        shared.store.audit.output_failed(&error);
     }
     accept::run(&shared, &listener)
 }

@@ -130,7 +130,11 @@ fn parse_all(arguments: &mut Arguments, action: Option<Action>, defaults: Limits
     let (mut data_dir, mut per_address, mut check) = (None, None, false);
     let limits = &mut options.limits;
     while let Some(flag) = arguments.flag()? {
-        let mut number = |least, most| number(arguments, &flag, least, most);
+        // One above `most` counts as `most`.
+        let mut number = |least, most: usize| match arguments.value::<usize>(&flag)? {
+            number if number < least => Err(format!("{flag} takes a number from {least}")),
+            number => Ok(number.min(most)),
+        };
         match flag.as_str() {
             "--data-dir" => data_dir = Some(arguments.value::<PathBuf>(&flag)?),
             _ if action.is_some() => {
@@ -177,14 +181,6 @@ fn action(words: &mut Peekable<impl Iterator<Item = OsString>>) -> Result<Action
     };
     let verb = word()?.unwrap_or_default();
     Action::parse(&verb, word()?.as_deref())
-}
-
-/// A number from `least`; one above `most` counts as `most`.
-fn number(arguments: &mut Arguments, flag: &str, least: usize, most: usize) -> Result<usize, String> {
-    match arguments.value::<usize>(flag)? {
-        number if number < least => Err(format!("{flag} takes a number from {least}")),
-        number => Ok(number.min(most)),
-    }
 }
 
 #[cfg(test)]

@@ -186,7 +186,7 @@ mod tests {
         let ((shared, _folder), mut told) = (shared(HOUR), BTreeSet::new());
         let registry = &shared.registry;
         let [alice, bob, carol, again] = ["alice", "bob", "carol", "bob"].map(session);
-        let add = |session| registry.insert(session, 100).is_ok();
+        let add = |session| registry.insert(session, 100);
         let remove = |(session, _): &(Arc<Session>, TcpStream)| {
             registry.end(session, Condition::Always, Some(&ServerMessage::Pong))
         };

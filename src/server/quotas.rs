@@ -1,12 +1,12 @@
-//! Amounts that all sessions share.
+//! Amounts that all sessions share, and how often a limit has acted: too often to log each time.
 //!
-//! Invariant: whatever was taken is returned when its [`Permit`] is dropped.
+//! Invariant: whatever was taken is returned when its [`Permit`] is dropped. Counting takes no lock.
 
 use super::limits::{MAX_PARTIAL, MAX_WAITING_PACKETS, MAX_WRITERS};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// All quotas of a server.
+/// All quotas of a server, and counts since its start.
 pub struct Quotas {
     /// Bytes of packets that wait or are not acknowledged.
     pub packets: Arc<Quota>,
@@ -14,13 +14,36 @@ pub struct Quotas {
     pub writers: Arc<Quota>,
     /// Bytes of lines and packets that have begun to arrive.
     pub partial: Arc<Quota>,
+    /// Refused connections.
+    pub refused: AtomicU64,
+    /// Envelopes refused because too much waited for the recipient; the sender got `busy`.
+    pub busy: AtomicU64,
+    /// Clients closed because they did not read what the server sent.
+    pub slow_closed: AtomicU64,
+    /// How often a client was throttled.
+    pub slowed: AtomicU64,
+}
+
+/// Adds one.
+pub fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Quotas {
+    /// The counts by their names in status and log.
+    pub fn counts(&self) -> [(&'static str, u64); 4] {
+        let Quotas { refused, busy, slow_closed, slowed, .. } = self;
+        [("refused", refused), ("busy", busy), ("slow_closed", slow_closed), ("slowed", slowed)]
+            .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
+    }
 }
 
 impl Default for Quotas {
     fn default() -> Self {
         let quota = |limit| Arc::new(Quota { limit, used: AtomicUsize::new(0) });
         let [packets, writers, partial] = [MAX_WAITING_PACKETS, MAX_WRITERS, MAX_PARTIAL].map(quota);
-        Quotas { packets, writers, partial }
+        let [refused, busy, slow_closed, slowed] = Default::default();
+        Quotas { packets, writers, partial, refused, busy, slow_closed, slowed }
     }
 }
 
@@ -59,12 +82,7 @@ pub struct Permit {
 impl Permit {
     /// Changes the amount, even beyond the limit.
     pub fn resize(&mut self, amount: usize) {
-        let used = &self.quota.used;
-        match amount.checked_sub(self.amount) {
-            Some(more) => used.fetch_add(more, Ordering::Relaxed),
-            None => used.fetch_sub(self.amount - amount, Ordering::Relaxed),
-        };
-        self.amount = amount;
+        *self = self.quota.take(amount);
     }
 
     /// The amount.

@@ -14,9 +14,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
+type ByName = HashMap<Username, Arc<Session>>;
+
 /// The sessions by name, and the changes that were not reported yet.
 pub struct Registry {
-    sessions: RwLock<HashMap<Username, Arc<Session>>>,
+    sessions: RwLock<ByName>,
     changes: Mutex<Changes>,
     changed: Condvar,
     audit: Arc<Audit>,
@@ -33,24 +35,9 @@ pub struct Changes {
     pub ended: BTreeSet<Username>,
 }
 
-/// There are as many sessions as the limit allows.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Full;
-
 /// The end of a session that another login has replaced. PROTOCOL#replaced, PROTOCOL#elsewhere.
 pub fn replaced() -> Failure {
     Failure::new(ErrorCode::SignedInElsewhere, "you have logged in from elsewhere")
-}
-
-/// The sessions under one read lock. A lock and a reference count for each of a thousand recipients took a tenth of a
-/// broadcast's time.
-pub struct Sessions<'a>(RwLockReadGuard<'a, HashMap<Username, Arc<Session>>>);
-
-impl Sessions<'_> {
-    /// As [`Registry::get`].
-    pub fn get(&self, name: &Username) -> Option<&Session> {
-        self.0.get(name).map(Arc::as_ref)
-    }
 }
 
 impl Registry {
@@ -60,35 +47,31 @@ impl Registry {
         Registry { sessions, changes, changed, audit }
     }
 
-    /// Adds a session. A former one of its name ends. PROTOCOL#replaced.
-    ///
-    /// # Errors
-    /// [`Full`] if there are `limit` sessions of other names. PROTOCOL#full.
-    pub fn insert(&self, session: &Arc<Session>, limit: usize) -> Result<(), Full> {
+    /// Adds a session. A former one of its name ends. False, and nothing changes, if there are `limit` sessions of other
+    /// names. PROTOCOL#replaced, PROTOCOL#full.
+    pub fn insert(&self, session: &Arc<Session>, limit: usize) -> bool {
         let mut list = FlushList::default();
         // Take both locks, or a new session could receive changes before its first list.
         let mut changes = lock(&self.changes);
-        let mut sessions = self.write();
-        match sessions.get(&session.name) {
+        match self.get(&session.name) {
             // Before the new session can be found, so that a client that resumes the former one learns of the
             // replacement.
             Some(former) => {
-                session.supersede(former);
+                session.supersede(&former);
                 let farewell = ServerMessage::Error(replaced());
-                self.leave(&mut changes, former, Condition::Always, Some(&farewell), &mut list);
+                self.leave(&mut changes, &former, Condition::Always, Some(&farewell), &mut list);
             }
-            None if sessions.len() >= limit => return Err(Full),
+            None if self.count() >= limit => return false,
             None => {}
         }
-        sessions.insert(session.name.clone(), session.clone());
-        drop(sessions);
+        self.write().insert(session.name.clone(), session.clone());
         changes.names.insert(session.name.clone());
         changes.newcomers.push(session.clone());
         self.audit.log("login", Some(&session.name), Some(session.outbox.address()), "");
         self.changed.notify_one();
         drop(changes);
         list.flush();
-        Ok(())
+        true
     }
 
     /// Ends a session if the condition holds: other users see it leave at once, and its client still gets everything
@@ -133,14 +116,21 @@ impl Registry {
         self.read().get(name).cloned()
     }
 
-    /// For several look-ups. No session begins or ends while it exists, so drop it soon.
-    pub fn look(&self) -> Sessions<'_> {
-        Sessions(self.read())
+    /// As [`Registry::get`], but waits for a login or logout in progress.
+    pub fn settled(&self, name: &Username) -> Option<Arc<Session>> {
+        let _changes = lock(&self.changes);
+        self.get(name)
     }
 
-    /// All sessions for which this is true.
-    pub fn all(&self, is_wanted: impl Fn(&Session) -> bool) -> Vec<Arc<Session>> {
-        self.read().values().filter(|session| is_wanted(session)).cloned().collect()
+    /// For several look-ups: a lock and a reference count for each of a thousand recipients took a tenth of a broadcast's
+    /// time. No session begins or ends while it exists, so drop it soon.
+    pub fn read(&self) -> RwLockReadGuard<'_, ByName> {
+        self.sessions.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All sessions.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        self.read().values().cloned().collect()
     }
 
     /// The session that has been without a connection for longest, and since when.
@@ -157,14 +147,9 @@ impl Registry {
             changes = self.changed.wait(changes).unwrap_or_else(PoisonError::into_inner);
         }
         if Instant::now() >= due {
-            return (std::mem::take(&mut *changes), self.all(|_| true));
+            return (std::mem::take(&mut *changes), self.all());
         }
         (Changes { newcomers: std::mem::take(&mut changes.newcomers), ..Changes::default() }, Vec::new())
-    }
-
-    /// Closes the connections of all sessions; their clients can resume them.
-    pub fn disconnect(&self) {
-        self.all(|_| true).iter().for_each(|session| session.outbox.disconnect());
     }
 
     /// The number of sessions.
@@ -172,11 +157,7 @@ impl Registry {
         self.read().len()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<Username, Arc<Session>>> {
-        self.sessions.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Username, Arc<Session>>> {
+    fn write(&self) -> RwLockWriteGuard<'_, ByName> {
         self.sessions.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -184,6 +165,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::super::session::frames::Frame;
+    use super::super::session::outbox::tests::hold;
     use super::super::session::outbox::{Queued, Receipt};
     use super::super::session::tests::session;
     use super::super::shared::tests::{HOUR, shared};
@@ -214,15 +196,15 @@ mod tests {
         let remove = |(session, _): &(Arc<Session>, TcpStream)| {
             registry.end(session, Condition::Always, Some(&ServerMessage::Pong))
         };
-        assert_eq!(registry.insert(&alice.0, 2), Ok(()));
-        assert_eq!(registry.insert(&bob.0, 2), Ok(()));
-        assert_eq!(registry.insert(&carol.0, 2), Err(Full));
-        assert_eq!(registry.insert(&again.0, 2), Ok(()));
+        assert!(registry.insert(&alice.0, 2));
+        assert!(registry.insert(&bob.0, 2));
+        assert!(!registry.insert(&carol.0, 2));
+        assert!(registry.insert(&again.0, 2));
         assert!(!bob.0.outbox.is_open() && registry.count() == 2);
         assert!(registry.get(&bob.0.name).is_some_and(|now| Arc::ptr_eq(&now, &again.0)));
         assert!(!remove(&bob), "the end of a replaced session does not take its user offline");
         assert!(remove(&again) && !remove(&again));
-        assert_eq!(registry.insert(&carol.0, 2), Ok(()));
+        assert!(registry.insert(&carol.0, 2));
     }
 
     #[test]
@@ -231,11 +213,11 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    (0..20).for_each(|_| assert_eq!(shared.registry.insert(&session("alice").0, 9), Ok(())));
+                    (0..20).for_each(|_| assert!(shared.registry.insert(&session("alice").0, 9)));
                 });
             }
         });
-        shared.audit.flush();
+        shared.store.audit.flush();
         let log = std::fs::read_to_string(folder.0.join("logs/security.log")).expect("a log");
         let events = log.split_whitespace().filter(|word| word.starts_with("event=log"));
         let events: Vec<&str> = events.collect();
@@ -253,11 +235,39 @@ mod tests {
             let (changes, sessions) = registry.wait(due);
             (changes.newcomers.len(), changes.names.len(), changes.ended.len(), sessions.len())
         };
-        assert_eq!(registry.insert(&alice.0, 9), Ok(()));
+        assert!(registry.insert(&alice.0, 9));
         assert_eq!([reported(far), reported(far)], [(1, 0, 0, 0), (0, 0, 0, 0)]);
-        assert_eq!(registry.insert(&bob.0, 9), Ok(()));
+        assert!(registry.insert(&bob.0, 9));
         assert!(registry.end(&alice.0, Condition::Always, None));
         assert_eq!(reported(Instant::now()), (1, 2, 1, 1));
+    }
+
+    /// PROTOCOL#lost, PROTOCOL#elsewhere.
+    #[test]
+    fn reports_of_lost_messages_delay_no_other_user() {
+        let (shared, _folder) = shared(HOUR);
+        let registry = &shared.registry;
+        let [alice, bob, again] = ["alice", "bob", "bob"].map(session);
+        [&alice, &bob].iter().for_each(|one| _ = registry.insert(&one.0, 9));
+        let (key, receipt) =
+            (WrappedKey::new(&[1; 264]), Receipt { sender: Arc::downgrade(&alice.0.outbox), id: 7 });
+        let frame = Frame::envelope((*b"{}\n").into());
+        let queued = bob.0.outbox.deliver(frame, Some((&key, Some(receipt))), &mut FlushList::default());
+        assert_eq!(queued, Queued::Yes);
+        std::thread::scope(|scope| {
+            let held = hold(&alice.0.outbox);
+            scope.spawn(|| registry.insert(&again.0, 9));
+            while bob.0.outbox.is_open() {
+                std::thread::yield_now();
+            }
+            let is_found = registry.sessions.try_read().is_ok();
+            // A client that resumes the former session now must learn of the new one.
+            let settled = scope.spawn(|| registry.settled(&bob.0.name));
+            (0..100).for_each(|_| std::thread::yield_now());
+            drop(held);
+            let settled = settled.join().expect("whole").expect("online");
+            assert!(is_found && Arc::ptr_eq(&settled, &again.0));
+        });
     }
 
     /// PROTOCOL#lost.
@@ -274,7 +284,7 @@ mod tests {
             bob.0.outbox.deliver(Frame::envelope((*b"{}\n").into()), Some((&key, Some(receipt))), &mut list)
         };
         assert_eq!(deliver(7), Queued::Yes);
-        assert!(registry.insert(&again.0, 9).is_ok());
+        assert!(registry.insert(&again.0, 9));
         assert_eq!(deliver(8), Queued::Gone);
         let line = ServerMessage::Lost(Lost { id: 7, name: bob.0.name.clone() }).encode();
         let mut got = vec![0; line.len()];

@@ -4,12 +4,11 @@
 //! own wrapped key alone; the answer accounts for every target. The server checks where an envelope goes, never what it
 //! says: it has no key for that.
 
-use super::metrics;
+use super::quotas;
 use super::session::Session;
 use super::session::frames::{Frame, Part};
 use super::session::outbox::{FlushList, Queued, Receipt};
 use super::shared::Shared;
-use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
 use crate::protocol::{
     self, EncryptedSend, Envelope, ErrorCode, Failure, Grant, Keys, KeysRequest, MAX_CIPHERTEXT,
@@ -46,7 +45,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
                 match session.outbox.deliver(frame, Some((key, receipt)), &mut list) {
                     Queued::Yes => &mut sent.delivered,
                     Queued::Full => {
-                        metrics::BUSY.add();
+                        quotas::count(&shared.quotas.busy);
                         &mut sent.busy
                     }
                     Queued::Gone => &mut sent.offline,
@@ -57,12 +56,12 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     };
     let mut targets = targets.into_iter().zip(keys.values()).peekable();
     while targets.peek().is_some() {
-        let online = shared.registry.look();
+        let online = shared.registry.read();
         // With the session of each, if it has one, and whether the key is wrapped for it. Look all of them up first, so
         // that the cache misses overlap.
         let found = targets.by_ref().take(TOGETHER).map(|(target, key)| {
             let session = online.get(&target);
-            (target, key, session.map(|session| (session, session.uses_key(key.id()))))
+            (target, key, session.map(|session| (&**session, session.uses_key(key.id()))))
         });
         found.collect::<Vec<_>>().into_iter().for_each(&mut queue);
     }
@@ -130,31 +129,19 @@ pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<Serve
     Some(ServerMessage::Refused(Refused { peer, transfer }))
 }
 
-/// The result of [`relay`].
-pub enum Relayed {
-    /// It is queued.
-    Yes,
-    /// Nothing has changed: too much waits for its recipient, or for all recipients.
-    NoRoom,
-    /// It is dropped; the answer to its sender.
-    Refused(ServerMessage),
-}
-
 /// Queues a packet for its recipient, which has granted it. If there is no room and it `is_late`, the rest of its
 /// transfer is refused too. PROTOCOL#packet-order.
-pub fn relay(shared: &Shared, sender: &Session, packet: &Packet<'_>, is_late: bool) -> Relayed {
+pub fn relay(shared: &Shared, sender: &Session, packet: &Packet<'_>, is_late: bool) -> Queued {
     let Packet { peer, transfer, payload } = packet;
-    if let Some(recipient) = shared.registry.get(peer) {
-        let frame =
-            || Frame::packet(frame::packet_head(&Packet::address(&sender.name, transfer), payload), payload);
-        match recipient.admit(&sender.name, *transfer, frame) {
-            Queued::Yes => return Relayed::Yes,
-            Queued::Gone => {}
-            Queued::Full if is_late => recipient.revoke(&sender.name, *transfer),
-            Queued::Full => return Relayed::NoRoom,
-        }
+    let Some(recipient) = shared.registry.get(peer) else { return Queued::Gone };
+    let frame =
+        || Frame::packet(frame::packet_head(&Packet::address(&sender.name, transfer), payload), payload);
+    let queued = recipient.admit(&sender.name, *transfer, frame);
+    if queued == Queued::Full && is_late {
+        recipient.revoke(&sender.name, *transfer);
+        return Queued::Gone;
     }
-    Relayed::Refused(ServerMessage::Refused(Refused { peer: peer.clone(), transfer: Fixed(*transfer) }))
+    queued
 }
 
 /// The keys of each name that has an account, with those of its session if it has one. `bad_targets` for more than
@@ -170,17 +157,11 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
             answer.keys.push(session.keys());
             continue;
         }
-        let stored = shared.accounts.get(name).map(|account| shared.accounts.identity(&account));
+        let stored = shared.store.accounts.get(name).map(|account| shared.store.accounts.identity(&account));
         match stored {
-            Some(Ok(identity)) => answer.keys.push(PersonKeys {
-                name: name.clone(),
-                identity: Bytes(identity.spki()),
-                session_key: None,
-                created: None,
-                certificate: None,
-            }),
+            Some(Ok(identity)) => answer.keys.push(PersonKeys::new(name.clone(), identity.spki(), None)),
             Some(Err(error)) => {
-                shared.audit.log("damaged_key", Some(name), None, &error.to_string());
+                shared.store.audit.log("damaged_key", Some(name), None, &error.to_string());
                 answer.unknown.push(name.clone());
             }
             None => answer.unknown.push(name.clone()),
@@ -198,6 +179,7 @@ mod tests {
     use super::super::shared::tests::{HOUR, shared};
     use super::*;
     use crate::crypto::public::{Fingerprint, RSA_BYTES, WRAPPED_BYTES};
+    use crate::encoding::{Bytes, Fixed};
     use crate::protocol::{Body, Header, Kind, MAX_GRANTED};
     use std::io::Read;
     use std::net::TcpStream;
@@ -206,7 +188,7 @@ mod tests {
     /// An online user, and the other end of their connection.
     fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
         let (session, far) = session(name);
-        assert_eq!(shared.registry.insert(&session, 100), Ok(()));
+        assert!(shared.registry.insert(&session, 100));
         (session, far)
     }
 
@@ -321,35 +303,43 @@ mod tests {
         assert!(is_refused(ask("bob", 1), "bob") && !alice.has_granted(&bob.name, TRANSFER));
     }
 
+    /// PROTOCOL#shares.
+    #[test]
+    fn flood_of_grants_leaves_room_for_those_of_others() {
+        let (shared, _folder) = shared(HOUR);
+        let [(alice, _), (bob, _), (sender, _)] =
+            ["alice", "bob", "sender"].map(|name| member(&shared, name));
+        sender.outbox.disconnect();
+        let is_passed_on = |from: &Session| {
+            let of_one = Grant { peer: sender.name.clone(), transfer: Fixed(TRANSFER), count: 1 };
+            let refused = grant(&shared, from, of_one);
+            from.revoke(&sender.name, TRANSFER);
+            refused.is_none()
+        };
+        let flood = (0..100_000).take_while(|_| is_passed_on(&alice)).count();
+        assert!(flood < 100_000 && is_passed_on(&bob), "after {flood} grants");
+    }
+
     /// PROTOCOL#not-granted, PROTOCOL#packet.
     #[test]
     fn granted_packet_is_forwarded_and_any_other_is_refused() {
         let (shared, _folder) = shared(HOUR);
         let ((alice, far), (bob, _)) = (member(&shared, "alice"), member(&shared, "bob"));
         let send = |peer: &str, transfer: [u8; 16]| {
-            let packet = Packet { peer: name(peer), transfer, payload: b"piece" };
-            match relay(&shared, &bob, &packet, false) {
-                Relayed::Yes => "passed on",
-                Relayed::Refused(ServerMessage::Refused(refused))
-                    if refused.peer == name(peer) && refused.transfer == Fixed(transfer) =>
-                {
-                    "refused"
-                }
-                _ => "neither",
-            }
+            relay(&shared, &bob, &Packet { peer: name(peer), transfer, payload: b"piece" }, false)
         };
-        assert_eq!((send("alice", TRANSFER), send("nobody", TRANSFER)), ("refused", "refused"));
+        assert_eq!((send("alice", TRANSFER), send("nobody", TRANSFER)), (Queued::Gone, Queued::Gone));
         assert!(alice.grant(&bob.name, TRANSFER, 2) && alice.grant(&name("carol"), [8; 16], 1));
-        assert_eq!((send("alice", [8; 16]), send("alice", TRANSFER)), ("refused", "passed on"));
+        assert_eq!((send("alice", [8; 16]), send("alice", TRANSFER)), (Queued::Gone, Queued::Yes));
         let address = Packet::address(&bob.name, &TRANSFER);
         assert!(comes(&far, &[&frame::packet_head(&address, b"piece")[..], b"piece"].concat()));
-        assert_eq!((send("alice", TRANSFER), send("alice", TRANSFER)), ("passed on", "refused"));
+        assert_eq!((send("alice", TRANSFER), send("alice", TRANSFER)), (Queued::Yes, Queued::Gone));
         // Granted, but the session has ended.
         assert!(alice.grant(&bob.name, TRANSFER, 1));
         assert!(
             alice.outbox.close(&alice.name, Condition::Always, None, &mut FlushList::default()).is_some()
         );
-        assert_eq!(send("alice", TRANSFER), "refused");
+        assert_eq!(send("alice", TRANSFER), Queued::Gone);
     }
 
     /// PROTOCOL#packet-order.
@@ -365,20 +355,20 @@ mod tests {
         let relay = |is_late| relay(&shared, &bob, &packet, is_late);
         let pressure = under_pressure(alice.outbox.quotas(), 0);
         for _ in 0..5 {
-            assert!(matches!(relay(false), Relayed::Yes), "each may have some");
+            assert_eq!(relay(false), Queued::Yes, "each may have some");
         }
         for _ in 0..3 {
-            assert!(matches!(relay(false), Relayed::NoRoom));
+            assert_eq!(relay(false), Queued::Full);
         }
         drop(pressure);
-        assert!(matches!(relay(false), Relayed::Yes));
+        assert_eq!(relay(false), Queued::Yes);
         assert_eq!(attach(&alice.outbox, &link, 0), Attached::Yes);
         let packet = [&frame::packet_head(&Packet::address(&bob.name, &TRANSFER), &payload)[..], &payload];
         assert!(comes(&far, &packet.concat().repeat(6)));
         // After a late packet, the rest of the transfer is refused too.
         alice.outbox.disconnect();
         let _pressure = under_pressure(alice.outbox.quotas(), 0);
-        assert!(matches!(relay(true), Relayed::Refused(_)));
+        assert_eq!(relay(true), Queued::Gone);
         assert!(!alice.has_granted(&bob.name, TRANSFER));
     }
 

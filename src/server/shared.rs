@@ -9,12 +9,8 @@ use super::session::Session;
 use super::session::flush::Flusher;
 use super::session::outbox::Condition;
 use super::store::Store;
-use super::store::accounts::Accounts;
-use super::store::audit::Audit;
 use super::store::certificates::Certificates;
-use super::store::lockout::Lockout;
 use crate::crypto::public::Fingerprint;
-use crate::crypto::secret::Key;
 use crate::protocol::{ErrorCode, ServerMessage};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -29,24 +25,16 @@ pub struct Shared {
     pub limits: Limits,
     /// With `--closed`: no new accounts.
     pub closed: bool,
-    /// The accounts, which hold the data folder's lock.
-    pub accounts: Accounts,
+    /// What is on disk.
+    pub store: Store,
     /// The sessions.
     pub registry: Registry,
     /// Sends frames that broadcasts and presence have queued.
     pub flusher: Flusher,
     /// The quotas that all sessions share.
     pub quotas: Arc<Quotas>,
-    /// Makes the salts of names that do not exist, 32 bytes.
-    pub salt_secret: Key,
-    /// Failed logins, by name and by address.
-    pub lockout: Lockout,
     /// New accounts and changed passwords, by address.
     pub registrations: Mutex<Counter<IpAddr>>,
-    /// The security log.
-    pub audit: Arc<Audit>,
-    /// The server's TLS certificate and key. `None` with `--no-tls`.
-    pub certificates: Option<Certificates>,
     /// The open connections.
     pub connections: Arc<ConnectionLimits>,
 }
@@ -54,18 +42,13 @@ pub struct Shared {
 impl Shared {
     /// Without sessions yet.
     pub fn new(limits: Limits, closed: bool, store: Store) -> Shared {
-        let audit = Arc::new(store.audit);
         Shared {
             closed,
-            accounts: store.accounts,
-            registry: Registry::new(audit.clone()),
+            registry: Registry::new(store.audit.clone()),
+            store,
             flusher: Flusher::default(),
             quotas: Arc::default(),
-            salt_secret: store.salt_secret,
-            lockout: store.lockout,
             registrations: Mutex::new(Counter::new(limits.registrations, MINUTE)),
-            audit,
-            certificates: store.certificates,
             connections: Arc::new(ConnectionLimits::new(&limits)),
             limits,
         }
@@ -73,14 +56,14 @@ impl Shared {
 
     /// The server's key: `None` without TLS.
     pub fn server_key(&self) -> Option<Fingerprint> {
-        self.certificates.as_ref().map(Certificates::key)
+        self.store.certificates.as_ref().map(Certificates::key)
     }
 
     /// Closes all connections once after the key has changed: clients of the former key would refuse the broadcasts of
     /// clients of the new one. PROTOCOL#broadcast-server.
     pub fn end_connections_of_another_key(&self) {
-        if self.certificates.as_ref().is_some_and(Certificates::take_new_key) {
-            self.registry.disconnect();
+        if self.store.certificates.as_ref().is_some_and(Certificates::take_new_key) {
+            self.registry.all().iter().for_each(|session| session.outbox.disconnect());
         }
     }
 
@@ -108,7 +91,7 @@ impl Shared {
     /// Ends the sessions that have been detached for too long, whose certificate other users no longer accept, or for
     /// which too much waits. PROTOCOL#outlives, PROTOCOL#certificate-ends.
     pub fn sweep(&self, now: Instant) {
-        for session in self.registry.all(|_| true) {
+        for session in self.registry.all() {
             let is_late = |since: &Instant| now.saturating_duration_since(*since) >= self.limits.grace;
             if !session.is_certified(now) {
                 let text = "the certificate of your session key has expired: a new login is needed";
@@ -146,7 +129,7 @@ pub(super) mod tests {
     /// A session with a connection, and its other end.
     fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
         let (session, far) = session(name);
-        assert_eq!(shared.registry.insert(&session, 100), Ok(()));
+        assert!(shared.registry.insert(&session, 100));
         (session, far)
     }
 
@@ -162,7 +145,7 @@ pub(super) mod tests {
     }
 
     fn logouts(shared: &Shared, folder: &Folder) -> usize {
-        shared.audit.flush();
+        shared.store.audit.flush();
         let log = std::fs::read_to_string(folder.0.join("logs/security.log")).expect("a log");
         log.matches("event=logout").count()
     }

@@ -150,6 +150,8 @@ fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
     let (mut alice, _) = newcomer(&server, "alice");
     let made = seen(&server);
     assert_eq!(made, server.fingerprint());
+    let (bob, mut early) = (Person::new("bob"), server.raw());
+    early.register_quickly(&bob);
     // Garbage in its place: the certificate in use stays.
     let (path, key_path) = (server.data("certs/server.crt"), server.data("certs/server.key"));
     let good = fs::read(&path).expect("there");
@@ -182,6 +184,9 @@ fn operator_certificate_reloads_live_and_a_broken_one_does_not() {
     let event = format!("event=certificate_changed user=- addr=- {}\n", facts.fingerprint);
     server.logs(&event);
     assert!(alice.is_closed(), "others would refuse her broadcasts");
+    // A connection that was made before, and logs in only now, is closed too.
+    early.log_in_quickly(&bob);
+    assert!(!early.is_usable());
     // The next start still uses it, and neither renews nor replaces it.
     let server = Server::within(server.kill(), &[]);
     assert_eq!(fingerprint(&server.told("certificate: ")), facts.fingerprint.to_string());

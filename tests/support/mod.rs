@@ -730,13 +730,7 @@ impl Person {
     }
 
     pub fn shown_with(&self, certificate: Option<&SessionCertificate>) -> PersonKeys {
-        PersonKeys {
-            name: self.name.clone(),
-            identity: Bytes(self.identity.public().spki()),
-            session_key: certificate.map(|certificate| certificate.session_key.clone()),
-            created: certificate.map(|certificate| certificate.created),
-            certificate: certificate.map(|certificate| certificate.certificate),
-        }
+        PersonKeys::new(self.name.clone(), self.identity.public().spki(), certificate)
     }
 
     pub fn login_request(&self) -> ClientMessage {

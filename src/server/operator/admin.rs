@@ -9,14 +9,12 @@
 //! files anyway; no network reaches the socket.
 
 use crate::disk;
+use crate::name::Username;
 use crate::protocol::ErrorCode;
 use crate::server::options::Action;
 use crate::server::shared::Shared;
-use crate::server::store::Store;
-use crate::server::store::accounts::{self, Accounts};
-use crate::server::store::audit::Audit;
-use crate::server::store::lockout::{self, Lockout};
-use crate::server::threads::{CONNECTION_STACK, thread};
+use crate::server::store::{Store, accounts, lockout};
+use crate::server::threads::service;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -56,7 +54,7 @@ pub fn command(folder: &Path, action: &Action, out: &mut impl Write) -> io::Resu
                 return Err(disk::error(folder, text));
             }
             let store = Store::open(folder, false, &mut Vec::new())?;
-            let done = perform(action, &store.accounts, &store.lockout, &store.audit);
+            let done = perform(action, &store, |_| false);
             store.audit.flush();
             writeln!(out, "{}", done?)
         }
@@ -106,19 +104,25 @@ fn ask(stream: &UnixStream, request: &str) -> io::Result<String> {
     }
 }
 
-/// Changes what is on disk and in memory; an account's session stays.
-fn perform(action: &Action, accounts: &Accounts, lockout: &Lockout, audit: &Audit) -> io::Result<String> {
+/// Changes what is on disk and in memory. `end` ends the session of a removed account, if it has one.
+fn perform(action: &Action, store: &Store, end: impl FnOnce(&Username) -> bool) -> io::Result<String> {
     match action {
         Action::List => Err(io::Error::other("list reads users.json, and needs no server")),
         Action::Remove(name) => {
-            let identity = accounts.remove(name)?.map(|identity| identity.to_string());
+            let mut ended = "";
+            let removed = store.accounts.remove(name, || {
+                if end(name) {
+                    ended = "; its session has ended";
+                }
+            });
+            let identity = removed?.map(|identity| identity.to_string());
             let identity = identity.unwrap_or("it had a key file and no account".into());
-            audit.log("removed", Some(name), None, &identity);
-            Ok(format!("{name} is removed: {identity}"))
+            store.audit.log("removed", Some(name), None, &identity);
+            Ok(format!("{name} is removed: {identity}{ended}"))
         }
         Action::Unlock(name) => {
-            lockout.unlock(name)?;
-            audit.log("unlocked", Some(name), None, "");
+            store.lockout.unlock(name)?;
+            store.audit.log("unlocked", Some(name), None, "");
             Ok(format!("{name} is not locked"))
         }
     }
@@ -135,7 +139,7 @@ pub fn serve(shared: &Arc<Shared>, folder: &Path) -> io::Result<()> {
     let listener = at_socket(folder, |path| UnixListener::bind(path))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(disk::at(&path))?;
     let shared = shared.clone();
-    thread("admin", CONNECTION_STACK, move || {
+    service("admin", move || {
         loop {
             match listener.accept() {
                 // A command that has ended gets no answer.
@@ -155,25 +159,15 @@ fn answer(shared: &Shared, stream: &UnixStream) -> io::Result<()> {
     // A partial line is from a command that was killed.
     let Some(line) = line.strip_suffix('\n') else { return Ok(()) };
     let (verb, name) = line.split_once(' ').unwrap_or((line, ""));
-    let done = Action::parse(verb, Some(name))
-        .and_then(|action| perform_here(shared, &action).map_err(|error| error.to_string()));
-    let (word, text) = match done {
-        Ok(text) => ("ok", text),
-        Err(text) => ("error", text),
+    let end = |name: &Username| {
+        let session = shared.registry.get(name);
+        let text = "the operator of the server has removed this account";
+        session.inspect(|session| shared.dismiss(session, ErrorCode::AccountRemoved, text)).is_some()
     };
-    (&*stream).write_all(format!("{word} {}\n", text.replace('\n', " ")).as_bytes())
-}
-
-/// Performs `action` and ends the session of a removed account.
-fn perform_here(shared: &Shared, action: &Action) -> io::Result<String> {
-    let done = perform(action, &shared.accounts, &shared.lockout, &shared.audit)?;
-    let Action::Remove(name) = action else { return Ok(done) };
-    // End the session last: a login that was verified before checks its account again after it enters the registry, so
-    // one of the two notices the other.
-    let Some(session) = shared.registry.get(name) else { return Ok(done) };
-    let text = "the operator of the server has removed this account";
-    shared.dismiss(&session, ErrorCode::AccountRemoved, text);
-    Ok(format!("{done}; its session has ended"))
+    let done = Action::parse(verb, Some(name))
+        .and_then(|action| perform(&action, &shared.store, end).map_err(|error| error.to_string()));
+    let line = done.map_or_else(|error| format!("error {error}"), |text| format!("ok {text}"));
+    (&*stream).write_all((line.replace('\n', " ") + "\n").as_bytes())
 }
 
 #[cfg(test)]

@@ -3,10 +3,9 @@
 //! Invariant: only one thread waits for standard output, so a reader that does not read delays neither clients nor the
 //! log nor the exit. Fields: README#status.
 
-use crate::server::metrics::{BUSY, Metric, REFUSED, SLOW_CLOSED, SLOWED};
 use crate::server::shared::Shared;
 use crate::server::store::audit;
-use crate::server::threads::{CONNECTION_STACK, thread};
+use crate::server::threads::service;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::io::{self, Write};
@@ -20,8 +19,6 @@ const EVERY: Duration = Duration::from_secs(3600);
 const LAST_LINE: Duration = Duration::from_secs(1);
 /// The most lines that wait for standard output, and signals for the status thread; more are dropped.
 const QUEUE: usize = 16;
-/// Counts whose increase is logged once a minute, and the name of that event.
-static COUNTED: [(&str, &Metric); 3] = [("busy", &BUSY), ("slow_closed", &SLOW_CLOSED), ("slowed", &SLOWED)];
 
 /// A line for standard output, and where to report that it is written.
 type Line = (String, Option<SyncSender<()>>);
@@ -48,18 +45,18 @@ pub fn start(shared: &Arc<Shared>, mut signals: Signals) -> io::Result<()> {
     let (output, lines) = sync_channel::<Line>(QUEUE);
     let (requests, requested) = sync_channel(QUEUE);
     let writing = shared.clone();
-    thread("output", CONNECTION_STACK, move || {
+    service("output", move || {
         for (line, written) in lines {
             if let Err(error) = writeln!(io::stdout(), "{line}") {
-                writing.audit.output_failed(&error);
+                writing.store.audit.output_failed(&error);
             }
             written.map(|written| written.send(()));
         }
     })?;
     let (reporting, reports) = (shared.clone(), output.clone());
-    thread("status", CONNECTION_STACK, move || run(&reporting, &requested, &reports))?;
+    service("status", move || run(&reporting, &requested, &reports))?;
     let shared = shared.clone();
-    thread("signals", CONNECTION_STACK, move || {
+    service("signals", move || {
         for signal in signals.forever() {
             match signal {
                 SIGINT | SIGTERM => break,
@@ -67,8 +64,8 @@ pub fn start(shared: &Arc<Shared>, mut signals: Signals) -> io::Result<()> {
                 _ => {}
             }
         }
-        shared.audit.log("stopped", None, None, "");
-        shared.audit.flush();
+        shared.store.audit.log("stopped", None, None, "");
+        shared.store.audit.flush();
         let (written, wait) = sync_channel(1);
         if output.try_send(("stopped".into(), Some(written))).is_ok() {
             let _ = wait.recv_timeout(LAST_LINE);
@@ -100,7 +97,7 @@ impl Schedule {
 fn run(shared: &Shared, requests: &Receiver<i32>, output: &SyncSender<Line>) {
     let started = Instant::now();
     let mut schedule = Schedule { summed: started, reported: started };
-    let mut counted = [0; COUNTED.len()];
+    let mut counted = shared.quotas.counts();
     let report = |line: String| drop(output.try_send((line, None)));
     loop {
         let is_due = match requests.recv_timeout(schedule.next().saturating_duration_since(Instant::now())) {
@@ -118,32 +115,33 @@ fn run(shared: &Shared, requests: &Receiver<i32>, output: &SyncSender<Line>) {
         if is_due {
             schedule.reported = Instant::now();
             let line = line(shared, started);
-            shared.audit.log("status", None, None, &line);
+            shared.store.audit.log("status", None, None, &line);
             report(format!("status: {line}"));
         }
     }
 }
 
-/// Logs how many lines the limits of the last minute have left out.
-fn sum_up(shared: &Shared, counted: &mut [u64; COUNTED.len()]) {
-    shared.audit.sum_up();
-    for ((event, metric), before) in COUNTED.iter().zip(counted) {
-        let increase = metric.get() - *before;
-        if increase > 0 {
-            shared.audit.log(event, None, None, &format!("count={increase}"));
+/// Logs how many lines the limits of the last minute have left out, and how often they have acted. Refused connections
+/// have their own events.
+fn sum_up(shared: &Shared, counted: &mut [(&'static str, u64); 4]) {
+    shared.store.audit.sum_up();
+    let before = std::mem::replace(counted, shared.quotas.counts());
+    for ((event, now), (_, before)) in counted.iter().zip(before).skip(1) {
+        if *now > before {
+            shared.store.audit.log(event, None, None, &format!("count={}", now - before));
         }
-        *before += increase;
     }
 }
 
 /// Loads a changed certificate and opens the log again. Returns the result as a sentence.
 fn reload(shared: &Shared) -> String {
-    let certificate = shared.certificates.as_ref().map(|certificates| certificates.reload(&shared.audit));
+    let certificate =
+        shared.store.certificates.as_ref().map(|certificates| certificates.reload(&shared.store.audit));
     shared.end_connections_of_another_key();
     // If the log was renamed, this line opens it again.
-    shared.audit.log("reloaded", None, None, "");
+    shared.store.audit.log("reloaded", None, None, "");
     let done = certificate.unwrap_or("reloaded".into());
-    match shared.audit.loses() {
+    match shared.store.audit.loses() {
         true => format!("WARNING: the security log cannot be written: standard error has the reason; {done}"),
         false => done,
     }
@@ -152,15 +150,11 @@ fn reload(shared: &Shared) -> String {
 fn line(shared: &Shared, started: Instant) -> String {
     let (connections, waiting) = shared.connections.counts();
     format!(
-        "sessions={} connections={connections} waiting={waiting} accounts={} memory_kib={} refused={} busy={} \
-         slow_closed={} slowed={} uptime={}",
+        "sessions={} connections={connections} waiting={waiting} accounts={} memory_kib={}{} uptime={}",
         shared.registry.count(),
-        shared.accounts.count(),
+        shared.store.accounts.count(),
         resident_kib(),
-        REFUSED.get(),
-        BUSY.get(),
-        SLOW_CLOSED.get(),
-        SLOWED.get(),
+        shared.quotas.counts().map(|(name, count)| format!(" {name}={count}")).concat(),
         started.elapsed().as_secs()
     )
 }

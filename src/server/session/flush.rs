@@ -1,19 +1,20 @@
 //! Sends queued frames: those of a broadcast at once and together, deferred ones at a tick. One thread does it, so that
 //! a thread that has queued frames for a thousand users continues at once.
 //!
-//! Invariant: an outbox enters a [`FlushList`] only if it is not marked as listed, and the lists for a tick only if it
+//! Invariant: an outbox enters a [`FlushList`] only if it is not marked as listed, and the list for the tick only if it
 //! is not marked as deferred. [`Outbox::flush`] clears both marks before it looks at the queue, so whatever is queued
 //! later lists the outbox again. If it is still in another list, that flush finds what waits by then, or nothing.
 
 use super::frames::Frame;
 use super::outbox::{Buffers, FlushList, Outbox};
 use crate::sync::lock;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-/// A deferred frame is sent after this time, at most twice this time, or with another frame before. Longer than a busy
-/// client takes to answer, shorter than a person notices.
-const TICK: Duration = Duration::from_millis(10);
+/// A deferred frame is sent within this time, or with another frame before. Longer than a busy client takes to answer,
+/// shorter than a person notices.
+const TICK: Duration = Duration::from_millis(20);
 /// The most outboxes that wait for the same tick: the flusher cannot write more in that time. Beyond it, threads write
 /// at once.
 const MAX_DEFERRED: usize = 1024;
@@ -30,85 +31,62 @@ pub struct Flusher {
 
 #[derive(Default)]
 struct Lists {
-    next: Vec<Arc<Outbox>>,
+    next: VecDeque<Arc<Outbox>>,
     /// Outboxes to flush at `tick`.
-    due: Vec<Arc<Outbox>>,
-    /// Outboxes to flush one tick later.
     deferred: Vec<Arc<Outbox>>,
-    /// `None` if both are empty.
+    /// `None` if nothing is deferred.
     tick: Option<Instant>,
 }
 
 impl Lists {
-    /// The deferred outboxes that are due, and how long the next have to wait; `None` if there are none.
-    fn take_due(&mut self) -> (Vec<Arc<Outbox>>, Option<Duration>) {
-        let Some(tick) = self.tick else { return (Vec::new(), None) };
-        let (now, mut due) = (Instant::now(), Vec::new());
-        if tick <= now {
-            due = std::mem::replace(&mut self.due, std::mem::take(&mut self.deferred));
-            self.tick = (!self.due.is_empty()).then_some(now + TICK);
+    /// The deferred outboxes if they are due, some of the others, and how long the deferred ones still have to wait.
+    fn take(&mut self, now: Instant) -> (Vec<Arc<Outbox>>, Option<Duration>) {
+        let mut some = Vec::new();
+        if self.tick.take_if(|tick| *tick <= now).is_some() {
+            some = std::mem::take(&mut self.deferred);
         }
-        (due, self.tick.map(|tick| tick.saturating_duration_since(now)))
+        let count = self.next.len().min(AT_ONCE);
+        some.extend(self.next.drain(..count));
+        (some, self.tick.map(|tick| tick.saturating_duration_since(now)))
     }
 }
 
 impl Flusher {
     /// Flushes these next.
     pub fn add(&self, list: FlushList) {
-        let mut lists = lock(&self.lists);
-        let is_idle = lists.next.is_empty() && !list.0.is_empty();
-        lists.next.extend(list.0);
-        if is_idle {
-            self.wake.notify_one();
-        }
+        lock(&self.lists).next.extend(list.0);
+        self.wake.notify_one();
     }
 
     /// Queues one message of the server's own that no user waits for: it is sent with the next frame, at the latest
     /// after 20 ms. PROTOCOL#soon.
     pub fn send_deferred(&self, outbox: &Arc<Outbox>, frame: Frame) {
-        if outbox.defer(frame) && !self.add_deferred(outbox) {
-            outbox.flush(&mut Buffers::default());
+        if !outbox.defer(frame) {
+            return;
         }
-    }
-
-    /// False if too many wait already.
-    fn add_deferred(&self, outbox: &Arc<Outbox>) -> bool {
         let mut lists = lock(&self.lists);
-        let fits = lists.deferred.len() < MAX_DEFERRED;
-        if fits {
-            lists.deferred.push(outbox.clone());
+        if lists.deferred.len() >= MAX_DEFERRED {
+            drop(lists);
+            return outbox.flush(&mut Buffers::default());
         }
+        lists.deferred.push(outbox.clone());
         if lists.tick.is_none() {
             lists.tick = Some(Instant::now() + TICK);
             self.wake.notify_one();
         }
-        fits
     }
 
     /// The flusher thread.
     pub fn run(&self) -> ! {
         let mut buffers = Buffers::default();
-        let mut flush = |some: &[Arc<Outbox>]| some.iter().for_each(|outbox| outbox.flush(&mut buffers));
         loop {
             let mut lists = lock(&self.lists);
-            let (due, next) = loop {
-                let (due, wait) = lists.take_due();
-                if !due.is_empty() || !lists.next.is_empty() {
-                    break (due, std::mem::take(&mut lists.next));
-                }
-                lists = match wait {
-                    Some(wait) => {
-                        self.wake.wait_timeout(lists, wait).unwrap_or_else(PoisonError::into_inner).0
-                    }
-                    None => self.wake.wait(lists).unwrap_or_else(PoisonError::into_inner),
-                };
-            };
-            drop(lists);
-            flush(&due);
-            for some in next.chunks(AT_ONCE) {
-                flush(some);
-                let due = lock(&self.lists).take_due().0;
-                flush(&due);
+            let (some, wait) = lists.take(Instant::now());
+            if some.is_empty() {
+                drop(self.wake.wait_timeout(lists, wait.unwrap_or(Duration::MAX)));
+            } else {
+                drop(lists);
+                some.iter().for_each(|outbox| outbox.flush(&mut buffers));
             }
         }
     }
@@ -187,14 +165,14 @@ mod tests {
         let running = flusher.clone();
         std::thread::spawn(move || running.run());
         let end = Instant::now() + PATIENCE;
-        while !lock(&flusher.lists).next.is_empty() {
+        while lock(&flusher.lists).next.len() > 1 {
             assert!(Instant::now() < end, "it does not begin");
             std::thread::yield_now();
         }
         let another = outbox_on(another, 1024);
         flusher.send_deferred(&another, line("one "));
         let mut lists = lock(&flusher.lists);
-        (lists.tick, lists.due) = (Some(Instant::now()), std::mem::take(&mut lists.deferred));
+        lists.tick = Some(Instant::now());
         drop((lists, held));
         assert_eq!(next(&far, 4), "one ");
         drop(held_longer);
@@ -205,20 +183,20 @@ mod tests {
     }
 
     #[test]
-    fn delayed_work_waits_for_one_tick_and_not_for_three() {
-        let (mut lists, outbox) = (Lists::default(), outbox_on(link().0, 1024));
-        assert!(matches!(lists.take_due(), (none, None) if none.is_empty()));
-        let tick = |lists: &mut Lists| {
-            lists.tick = Some(Instant::now());
-            let (due, wait) = lists.take_due();
-            assert!(wait.is_none_or(|wait| wait <= TICK) && wait == lists.tick.map(|_| TICK));
-            due.len()
+    fn deferred_frame_waits_for_its_tick_and_no_longer() {
+        let (flusher, outbox) = (Flusher::default(), outbox_on(link().0, 1024));
+        let take = |now| {
+            let (some, wait) = lock(&flusher.lists).take(now);
+            (some.len(), wait)
         };
-        lists.deferred.push(outbox.clone());
-        assert_eq!(tick(&mut lists), 0);
-        lists.deferred.extend([outbox.clone(), outbox.clone()]);
-        assert!(matches!(lists.take_due(), (none, Some(_)) if none.is_empty()), "not before its time");
-        assert_eq!([tick(&mut lists), tick(&mut lists)], [1, 2]);
-        assert!(lists.tick.is_none(), "the flusher is not woken without a deferred frame");
+        let start = Instant::now();
+        assert_eq!(take(start), (0, None));
+        flusher.send_deferred(&outbox, line("one"));
+        let tick = lock(&flusher.lists).tick.expect("it is deferred");
+        assert!(tick >= start + TICK && tick <= Instant::now() + TICK && TICK == Duration::from_millis(20));
+        let early = tick - Duration::from_millis(1);
+        assert_eq!(take(early), (0, Some(Duration::from_millis(1))));
+        flusher.add(FlushList(vec![outbox.clone(); AT_ONCE + 1]));
+        assert_eq!((take(early).0, take(tick)), (AT_ONCE, (2, None)), "nobody is woken without work");
     }
 }

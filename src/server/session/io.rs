@@ -1,9 +1,8 @@
 //! The sending half of a session: frames, connection, end. Plain data: [`outbox`](super::outbox) locks it.
 
-use super::frames::{Frame, Frames, Part};
+use super::frames::Frames;
 use crate::protocol::Control;
 use crate::server::connection_limits::Ticket;
-use crate::server::metrics;
 use crate::wire::tls::Channel;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -52,8 +51,6 @@ pub struct Io<S> {
     pub control: Control,
     /// The frames that the session sends.
     pub frames: Frames<S>,
-    /// The last line, which is sent after all others.
-    pub last: Option<Part>,
 }
 
 impl<S> Io<S> {
@@ -70,7 +67,6 @@ impl<S> Io<S> {
             deferred: false,
             control: Control::default(),
             frames: Frames::new(limit),
-            last: None,
         }
     }
 
@@ -106,20 +102,9 @@ impl<S> Io<S> {
         if matches!(self.state, State::Ending(_)) { self.stop(State::Over) } else { self.cut() }
     }
 
-    /// Queues a message of the server's own. If it no longer fits, the session ends. PROTOCOL#ends-at-once.
-    pub fn put(&mut self, frame: Frame) {
-        if self.is_open() && self.frames.overflows() {
-            metrics::SLOW_CLOSED.add();
-            self.stop(State::Full);
-        }
-        if self.is_open() {
-            self.frames.put(frame);
-        }
-    }
-
     /// Whether there is nothing to send.
     pub fn is_idle(&self) -> bool {
-        self.control.is_idle() && self.frames.is_idle() && self.last.is_none()
+        self.control.is_idle() && self.frames.is_idle()
     }
 
     /// Puts the next batch into `plain`. Control lines end each batch, so that a `pong` seldom overtakes earlier
@@ -133,9 +118,6 @@ impl<S> Io<S> {
             && let Some(line) = self.control.next()
         {
             plain.extend(line);
-        }
-        if self.frames.is_idle() && self.control.is_idle() {
-            plain.extend_from_slice(&self.last.take().unwrap_or_default());
         }
     }
 

@@ -13,7 +13,6 @@ use crate::crypto::public::{
     Fingerprint, IdentityPublicKey, KeyId, SESSION_KEY_LIFETIME, SessionCertificate,
 };
 use crate::crypto::secret::Key;
-use crate::encoding::Bytes;
 use crate::name::Username;
 use crate::protocol::{self, MAX_GRANTED, PersonKeys};
 use crate::sync::lock;
@@ -190,14 +189,7 @@ impl Session {
 
     /// The answer to a request for this user's keys.
     pub fn keys(&self) -> PersonKeys {
-        let current = lock(&self.current);
-        PersonKeys {
-            name: self.name.clone(),
-            identity: Bytes(self.identity.clone()),
-            session_key: Some(current.certificate.session_key.clone()),
-            created: Some(current.certificate.created),
-            certificate: Some(current.certificate.certificate),
-        }
+        PersonKeys::new(self.name.clone(), self.identity.clone(), Some(&lock(&self.current).certificate))
     }
 }
 
@@ -207,7 +199,7 @@ pub(super) mod tests {
     use super::*;
     use crate::crypto::keys::SessionKey;
     use crate::crypto::public::{Fingerprint, RSA_BYTES};
-    use crate::encoding::Fixed;
+    use crate::encoding::{Bytes, Fixed};
     use std::net::TcpStream;
     use std::time::Duration;
 

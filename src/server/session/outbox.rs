@@ -31,9 +31,9 @@ use super::io::{Io, Link, State};
 use crate::name::Username;
 use crate::protocol::{Control, Lost, ServerMessage, WrappedKey};
 use crate::server::limits::{FAREWELL, WRITE};
-use crate::server::metrics;
-use crate::server::quotas::{Permit, Quotas};
+use crate::server::quotas::{Permit, Quotas, count};
 use crate::server::rates::Bucket;
+use crate::server::threads::thread;
 use crate::sync::lock;
 use crate::wire::window::{FalseAck, Received};
 use std::io::{self, ErrorKind};
@@ -123,9 +123,7 @@ impl Outbox {
 
     /// Queues one message of the server's own and sends what can be sent now.
     pub fn send(self: &Arc<Outbox>, frame: Frame) {
-        let mut io = lock(&self.io);
-        io.put(frame);
-        self.run_baton(io, &mut Buffers::default());
+        self.run_baton(self.put(frame), &mut Buffers::default());
     }
 
     /// Sends a control line, if the session has this link.
@@ -139,16 +137,25 @@ impl Outbox {
 
     /// Queues one message of the server's own. True if the caller has to [flush](Outbox::flush) it later.
     pub fn defer(&self, frame: Frame) -> bool {
-        let mut io = lock(&self.io);
-        io.put(frame);
-        !std::mem::replace(&mut io.deferred, true)
+        !std::mem::replace(&mut self.put(frame).deferred, true)
     }
 
     /// Queues one message of the server's own, to be flushed with the list.
     pub fn queue(self: &Arc<Outbox>, frame: Frame, list: &mut FlushList) {
+        self.list(self.put(frame), list);
+    }
+
+    /// Queues a message of the server's own. If it no longer fits, the session ends. PROTOCOL#ends-at-once.
+    fn put(&self, frame: Frame) -> MutexGuard<'_, Io<Outbox>> {
         let mut io = lock(&self.io);
-        io.put(frame);
-        self.list(io, list);
+        if io.is_open() && io.frames.overflows() {
+            count(&self.quotas.slow_closed);
+            io.stop(State::Full);
+        }
+        if io.is_open() {
+            io.frames.put(frame);
+        }
+        io
     }
 
     /// Queues one line from another client, to be flushed with the list, unless too much waits already. An envelope has
@@ -201,11 +208,6 @@ impl Outbox {
     /// The last address of the client.
     pub fn address(&self) -> IpAddr {
         lock(&self.io).address
-    }
-
-    /// Whether the session continues.
-    pub fn is_open(&self) -> bool {
-        lock(&self.io).is_open()
     }
 
     /// Whether the server's own messages no longer fit, and nobody has ended the session yet.
@@ -340,8 +342,12 @@ impl Outbox {
             // Until the client closes it, new connections may evict it.
             link.ticket.logged_out();
             io.state = State::Ending(Instant::now() + FAREWELL);
-            io.last = last.map(|message| message.encode().into());
             io.frames.end();
+            // Nothing follows the last line.
+            io.control = Control { first: io.control.first.take(), ..Control::default() };
+            if let Some(message) = last {
+                io.frames.put(Frame::message(message));
+            }
         } else {
             io.stop(State::Over);
         }
@@ -387,42 +393,41 @@ impl Outbox {
             drop(io);
             wire.clear();
             let sent = link.channel.encrypt(plain, wire).and_then(|()| link.channel.send_now(wire));
-            io = lock(&self.io);
-            if !io.is_on(&link) {
-                return;
+            if let Ok(count) = sent
+                && (count < wire.len() || batches >= MAX_BATCHES)
+            {
+                return self.hand_over(link, wire.split_off(count));
             }
-            match sent {
-                Err(_) => return io.broken(),
-                Ok(count) if count < wire.len() || batches >= MAX_BATCHES => {
-                    drop(io);
-                    let rest = wire.split_off(count);
-                    return self.hand_over(link, rest);
-                }
-                Ok(_) => {}
-            }
-            if io.release_baton() {
-                return;
-            }
+            let Some(next) = self.after_write(&link, sent.map(drop)) else { return };
+            io = next;
         }
+    }
+
+    /// What the holder of the baton of `link` does after a write: it continues, unless nothing is left to send, the link
+    /// is broken, or the session has another link.
+    fn after_write(&self, link: &Arc<Link>, sent: io::Result<()>) -> Option<MutexGuard<'_, Io<Outbox>>> {
+        let mut io = lock(&self.io);
+        if !io.is_on(link) {
+            return None;
+        }
+        if let Err(error) = sent {
+            if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) {
+                count(&self.quotas.slow_closed);
+            }
+            io.broken();
+            return None;
+        }
+        (!io.release_baton()).then_some(io)
     }
 
     /// Gives the baton and the rest of a batch to a writer thread for this link.
     fn hand_over(self: &Arc<Outbox>, link: Arc<Link>, rest: Vec<u8>) {
         let (me, its) = (self.clone(), link.clone());
         let started = self.quotas.writers.take_within(1).is_some_and(|permit| {
-            let thread = std::thread::Builder::new().name("writer".into()).stack_size(WRITER_STACK);
-            thread.spawn(move || me.write_out(&its, rest, permit)).is_ok()
+            thread("writer", WRITER_STACK, move || me.write_out(&its, rest, permit)).is_ok()
         });
         if !started {
-            metrics::SLOW_CLOSED.add();
-            self.give_up(&link);
-        }
-    }
-
-    fn give_up(&self, link: &Arc<Link>) {
-        let mut io = lock(&self.io);
-        if io.is_on(link) {
-            io.broken();
+            self.after_write(&link, Err(ErrorKind::TimedOut.into()));
         }
     }
 
@@ -441,19 +446,7 @@ impl Outbox {
                     link.channel.send_by(some, until)
                 })
             });
-            let mut io = lock(&self.io);
-            if !io.is_on(link) {
-                return;
-            }
-            if let Err(error) = sent {
-                if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) {
-                    metrics::SLOW_CLOSED.add();
-                }
-                return io.broken();
-            }
-            if io.release_baton() {
-                return;
-            }
+            let Some(mut io) = self.after_write(link, sent) else { return };
             wire = Vec::new();
             io.next_batch(&mut plain, SLOW_BATCH);
         }
@@ -477,7 +470,7 @@ impl FlushList {
 pub(in crate::server) mod tests {
     use super::*;
     use crate::server::connection_limits::ConnectionLimits;
-    use crate::server::limits::Limits;
+    use crate::server::limits::{Limits, MAX_WRITERS};
     use crate::wire::tls::Channel;
     use std::io::{BufRead, BufReader, Read};
     use std::net::{TcpListener, TcpStream};
@@ -516,6 +509,11 @@ pub(in crate::server) mod tests {
     }
 
     impl Outbox {
+        /// Whether the session continues.
+        pub fn is_open(&self) -> bool {
+            lock(&self.io).is_open()
+        }
+
         /// Its quotas, which no other outbox shares.
         pub fn quotas(&self) -> &Quotas {
             &self.quotas
@@ -576,6 +574,41 @@ pub(in crate::server) mod tests {
         });
         let taken = lines.count();
         assert!(taken < 1000, "{taken} lines of 64 KiB wait for one client");
+    }
+
+    /// PROTOCOL#slow-client.
+    #[test]
+    fn slow_client_is_closed_if_too_many_others_are_slow() {
+        let (link, _deaf) = link();
+        let outbox = outbox_on(link.clone(), 1 << 30);
+        let _others = outbox.quotas.writers.take(MAX_WRITERS);
+        let lines = (0..1000).take_while(|_| {
+            outbox.send(Frame::line(vec![b'x'; 64 * 1024]));
+            outbox.serves(&link)
+        });
+        assert!(lines.count() < 1000 && outbox.is_open());
+        assert!(outbox.quotas.counts().contains(&("slow_closed", 1)));
+    }
+
+    #[test]
+    fn thread_is_not_kept_by_a_client_that_reads_fast() {
+        // One of these clients is likely to take everything at once.
+        for _ in 0..50 {
+            let (link, far) = link();
+            let outbox = outbox_on(link.clone(), 1 << 30);
+            // Without a writer that could continue, the connection is closed.
+            let _others = outbox.quotas.writers.take(MAX_WRITERS);
+            std::thread::scope(|scope| {
+                scope.spawn(|| std::io::copy(&mut &far, &mut std::io::sink()));
+                let mut list = FlushList::default();
+                (0..=MAX_BATCHES)
+                    .for_each(|_| outbox.queue(Frame::line(vec![b'x'; BATCH / 2 + 1]), &mut list));
+                list.flush();
+                let is_kept = outbox.serves(&link);
+                outbox.disconnect();
+                assert!(!is_kept);
+            });
+        }
     }
 
     #[test]
@@ -775,7 +808,7 @@ pub(in crate::server) mod tests {
         // The former link's thread checks its link late.
         outbox.control(&former, |control| control.pongs = 1);
         outbox.detach(&former);
-        outbox.give_up(&former);
+        assert!(outbox.after_write(&former, Err(ErrorKind::TimedOut.into())).is_none());
         assert_eq!(outbox.acknowledge(&former, 99), Ok(false));
         assert!(outbox.serves(&current));
         assert_eq!(outbox.acknowledge(&current, 99), Err(FalseAck));
@@ -788,7 +821,7 @@ pub(in crate::server) mod tests {
         assert_eq!(attach(&outbox, &last, 0), Attached::NoSession, "what was acknowledged is gone");
         assert_eq!(attach(&outbox, &last, 1), Attached::Yes);
         assert_eq!(next(&far, 4), "two ");
-        outbox.give_up(&last);
+        assert!(outbox.after_write(&last, Err(ErrorKind::BrokenPipe.into())).is_none());
         assert!(outbox.is_open() && !outbox.serves(&last));
         assert!(relay(&outbox, Frame::packet(b"waits".to_vec(), b"")) && outbox.packets() == 1);
     }

@@ -267,11 +267,13 @@ impl Accounts {
 
     /// Removes an account; returns its identity's fingerprint when that is on disk, or `None` if there was only a key
     /// file that kept the name. No login succeeds during the call; afterwards the name is free. The key file stays as
-    /// `NAME.pem.removed-TIME`.
+    /// `NAME.pem.removed-TIME`. Calls `removed` before the name is free, so that a session of the name is not one of
+    /// a later account. A login that was verified before checks its account again after it enters the registry, so one
+    /// of the two notices the other.
     ///
     /// # Errors
     /// If nothing has exactly this name, a password change is in progress, or the disk fails; the account stays then.
-    pub fn remove(&self, name: &Username) -> io::Result<Option<Fingerprint>> {
+    pub fn remove(&self, name: &Username, removed: impl FnOnce()) -> io::Result<Option<Fingerprint>> {
         let folded = name.folded();
         let former = match lock(&self.by_name).get_mut(&folded) {
             Some(Place::Account(entry)) if entry.account.name == *name && entry.changing => {
@@ -290,6 +292,7 @@ impl Accounts {
         if stored.is_ok() {
             // While the name is still taken: afterwards it could be the next account's file.
             let _ = move_key_aside(&self.keys, name);
+            removed();
         }
         self.settle(folded, if stored.is_ok() { None } else { Some(former) });
         stored.map(|()| identity)
@@ -595,6 +598,29 @@ pub(in crate::server) mod tests {
         assert!(accounts.identity(&alice).is_ok());
     }
 
+    /// PROTOCOL#login-race.
+    #[test]
+    fn no_login_is_accepted_while_a_new_password_is_stored() {
+        let (folder, key) = (Folder::new(), IdentityKey::generate());
+        let (accounts, _) = open(&folder).expect("open");
+        assert!(accounts.register(account("alice", key.public()), key.public()).expect("written"));
+        let seen = accounts.see(&"alice".parse().expect("name")).expect("there");
+        assert!(accounts.update(&seen, |_| true, |entry| entry.changing = true) && !accounts.admit(&seen));
+        assert!(accounts.update(&seen, |_| true, |entry| entry.changing = false) && accounts.admit(&seen));
+    }
+
+    #[test]
+    fn session_of_a_removed_account_ends_before_its_name_is_free() {
+        let (folder, key) = (Folder::new(), IdentityKey::generate());
+        let (accounts, _) = open(&folder).expect("open");
+        let register = || accounts.register(account("alice", key.public()), key.public()).expect("written");
+        assert!(register());
+        let mut taken = Vec::new();
+        let name = "alice".parse().expect("name");
+        accounts.remove(&name, || taken.push((accounts.get(&name).is_some(), register()))).expect("removed");
+        assert_eq!((taken, register()), (vec![(false, false)], true));
+    }
+
     #[test]
     fn removal_is_done_or_not_wherever_its_line_is_torn() {
         let folder = Folder::new();
@@ -604,16 +630,16 @@ pub(in crate::server) mod tests {
         assert!(accounts.register(account("alice", key.public()), key.public()).expect("written"));
         let before = std::fs::metadata(&path).expect("there").len() as usize;
         let name = "alice".parse().expect("name");
-        assert_eq!(accounts.remove(&name).expect("removed"), Some(key.public().fingerprint()));
-        assert!(accounts.see(&name).is_none() && accounts.remove(&name).is_err());
+        assert_eq!(accounts.remove(&name, || ()).expect("removed"), Some(key.public().fingerprint()));
+        assert!(accounts.see(&name).is_none() && accounts.remove(&name, || ()).is_err());
         // A new password that is being written does not bring an account back.
         assert!(accounts.register(account("bob", key.public()), key.public()).expect("written"));
         let bob = accounts.see(&"bob".parse().expect("name")).expect("there");
         assert!(accounts.update(&bob, |_| true, |entry| entry.changing = true));
-        let error = accounts.remove(&bob.account.name).expect_err("changing").to_string();
+        let error = accounts.remove(&bob.account.name, || ()).expect_err("changing").to_string();
         assert!(error.contains("try again"), "{error}");
         assert!(accounts.update(&bob, |_| true, |entry| entry.changing = false));
-        accounts.remove(&bob.account.name).expect("removed");
+        accounts.remove(&bob.account.name, || ()).expect("removed");
         drop(accounts);
         let text = std::fs::read_to_string(&path).expect("read");
         let whole = text.split_inclusive('\n').take(2).collect::<String>().into_bytes();
@@ -661,7 +687,7 @@ pub(in crate::server) mod tests {
                             let whole = accounts.identity(&seen).is_ok();
                             assert!(whole || accounts.get(name).is_none_or(|now| !Arc::ptr_eq(&now, &seen)));
                         }
-                        let _ = accounts.remove(name);
+                        let _ = accounts.remove(name, || ());
                     }
                 });
             }

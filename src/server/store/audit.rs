@@ -10,6 +10,7 @@ use crate::clock;
 use crate::disk;
 use crate::name::Username;
 use crate::server::rates::{Counter, origin};
+use crate::server::threads::service;
 use crate::sync::lock;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -63,7 +64,7 @@ impl Audit {
         let (queue, items) = sync_channel(QUEUE);
         let lost = Arc::<AtomicU64>::default();
         let mut log = Log { path, file, lost: lost.clone(), failed: false };
-        std::thread::Builder::new().name("audit".into()).spawn(move || log.run(&items))?;
+        service("audit", move || log.run(&items))?;
         Ok(Audit::new(queue, lost))
     }
 

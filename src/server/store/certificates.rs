@@ -209,7 +209,7 @@ mod tests {
         let first = lock(&certificates.state).acceptor.clone();
         let current = |looked: Instant| {
             lock(&certificates.state).looked = looked;
-            certificates.current(&shared.audit).0
+            certificates.current(&shared.store.audit).0
         };
         let (just_now, long_ago) = (Instant::now() + LOOK_EVERY * 3600, Instant::now() - 2 * LOOK_EVERY);
         assert!(Arc::ptr_eq(&current(long_ago), &first), "nothing has changed");
@@ -232,7 +232,7 @@ mod tests {
         assert!(Arc::ptr_eq(&current(just_now), &renewed) && Arc::ptr_eq(&current(long_ago), &renewed));
         // It is retried, and logged once.
         assert!(Arc::ptr_eq(&current(long_ago), &renewed));
-        shared.audit.flush();
+        shared.store.audit.flush();
         let log = fs::read_to_string(folder.0.join("logs/security.log")).expect("a log");
         let count = |event: &str| log.matches(event).count();
         assert_eq!((count("certificate_changed"), count("certificate_unusable")), (1, 1), "{log}");

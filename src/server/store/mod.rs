@@ -22,6 +22,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The folders in the data folder.
 const FOLDERS: [&str; 3] = ["certs", "keys", "logs"];
@@ -37,7 +38,7 @@ pub struct Store {
     /// Makes the salts of names that do not exist, 32 bytes.
     pub salt_secret: Key,
     /// The security log.
-    pub audit: Audit,
+    pub audit: Arc<Audit>,
     /// Failed logins, by name and by address.
     pub lockout: Lockout,
     /// The server's TLS certificate and key. `None` with `--no-tls`.
@@ -64,7 +65,7 @@ impl Store {
                 secret
             }
         };
-        let audit = Audit::open(&folder.join("logs"))?;
+        let audit = Arc::new(Audit::open(&folder.join("logs"))?);
         let lockout = Lockout::open(folder, notices)?;
         for notice in notices.iter() {
             audit.log("storage_notice", None, None, notice);
