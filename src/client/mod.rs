@@ -42,7 +42,8 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 use store::history::History;
 use store::trust::{Ignored, TrustStore};
-use terminal::{Keyboard, charset};
+use terminal::charset;
+use terminal::inputs::Inputs;
 
 const NO_TLS: &str = "WARNING: --no-tls: anyone on the network path can see who talks to whom, take \
     over your login, and guess your password";
@@ -138,10 +139,9 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
 fn run_screen(options: &Options) -> Result<u8, StartError> {
     let memory = read_memory(options)?;
     terminal::install_panic_hook();
-    let mut keyboard = Keyboard::open().map_err(StartError::Disk)?;
-    let signals = terminal::restore_on_signals().map_err(StartError::Disk)?;
+    let mut inputs = Inputs::open().map_err(StartError::Disk)?;
     let login: Option<(Connection, LoggedIn)> = {
-        let mut prompter = Prompter::open(&mut keyboard).map_err(StartError::Disk)?;
+        let mut prompter = Prompter::open(&mut inputs).map_err(StartError::Disk)?;
         let server = options.server();
         let hello = format!("secure messenger {}, server {server}", env!("CARGO_PKG_VERSION"));
         let greeted = prompter.println(&hello);
@@ -160,7 +160,7 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
         return Ok(0);
     };
     let (session, way, greeting) = begin(options, memory, &connection, login)?;
-    let exit = screen::run((connection, way), session, keyboard, options, greeting, &signals);
+    let exit = screen::run((connection, way), session, &mut inputs, options, greeting);
     let exit = exit.map_err(StartError::Disk)?;
     if exit.status != 0 && !exit.warnings.is_empty() {
         let columns = usize::from(terminal::size().columns);

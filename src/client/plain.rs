@@ -13,7 +13,7 @@ use super::password_file;
 use super::path::typed_path;
 use super::printer::Printer;
 use super::session::{Display, Event, Exit, FAREWELL, Session};
-use super::terminal;
+use super::terminal::signals::{obey, on_signals};
 use crate::clock;
 use crate::crypto::envelope::MAX_TEXT;
 use crate::sync::spawn;
@@ -43,11 +43,11 @@ pub fn run(
     let (lines, typed) = sync_channel(QUEUE);
     let printer = Printer::start(options.times)?;
     let (stopping, signalled, happened) = (printer.clone(), wake.clone(), wake.clone());
-    let mut count = 0;
-    terminal::on_signals(&[SIGTERM, SIGINT, SIGHUP], move |signal| {
+    let mut is_second = false;
+    on_signals(&[SIGTERM, SIGINT, SIGHUP], move |signal| {
         // A second signal exits at once: the end may be waiting for a reader of the output.
-        if std::mem::replace(&mut count, 1) > 0 {
-            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        if std::mem::replace(&mut is_second, true) {
+            obey(signal);
         }
         stopping.stop(signal);
         let _ = signalled.try_send(());

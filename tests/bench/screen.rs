@@ -13,8 +13,9 @@ mod support;
 use measure::{cpu, median, memory, percentile};
 use secure_messenger::client::audience::Audience;
 use secure_messenger::client::entry::{Entry, Place, Source};
-use secure_messenger::client::screen::view::{self, Size, Status};
+use secure_messenger::client::screen::view::{self, Status};
 use secure_messenger::client::terminal::editor::Editor;
+use secure_messenger::client::terminal::frame::{Frame, Size};
 use std::collections::VecDeque;
 use std::fs;
 use std::hint::black_box;
@@ -365,7 +366,7 @@ fn frames() {
     }
 }
 
-fn draw(entries: &VecDeque<Entry>, scroll: usize, size: Size) -> view::Frame {
+fn draw(entries: &VecDeque<Entry>, scroll: usize, size: Size) -> Frame {
     let screen = view::Screen {
         entries,
         progress: &[],

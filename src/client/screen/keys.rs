@@ -12,6 +12,7 @@ use crate::client::path;
 use crate::client::session::{Destination, Event, Exit};
 use crate::client::terminal;
 use crate::client::terminal::editor::{MAX_LINE, Outcome};
+use crate::client::terminal::full_screen::has_measured;
 use crate::client::terminal::input::{Key, Keys, Pastes};
 use crate::name::Username;
 use std::time::{Duration, Instant};
@@ -54,7 +55,7 @@ impl Screen {
             Key::FocusOut => self.views.conversations.away = true,
             Key::Ctrl('l') => self.views.painter.redraw(),
             Key::Ctrl('z') => self.views.suspend(),
-            Key::Position(row, column) if terminal::has_measured(row, column) => {
+            Key::Position(row, column) if has_measured(row, column) => {
                 let entries = self.views.conversations.all().iter().flat_map(|view| &view.entries);
                 entries.for_each(|entry| entry.wrapped.set((0, 0)));
                 self.views.painter.redraw();

@@ -1,8 +1,8 @@
-//! The client on a full screen: keys, network, signals and time into one channel, one loop that
-//! owns all state, one pure view. What keys do is in `keys`.
+//! The client on a full screen: one loop owns session and views, and waits for keys, signals, events and time in one
+//! place. What keys do is in `keys`.
 //!
-//! Invariant: nothing touches session or views but this loop, and nothing the terminal but `painter`, for which the loop
-//! does not wait; nothing is shown that [`view`] has not drawn.
+//! Invariant: only `painter` touches the terminal, and the loop does not wait for it; nothing is shown that [`view`] has
+//! not drawn.
 
 pub mod conversations;
 mod keys;
@@ -21,23 +21,21 @@ use super::net::reconnect::Way;
 use super::options::Options;
 use super::session::{Display, Event, Exit, Session};
 use super::terminal::editor::Editor;
-use super::terminal::input::{Keys, Pastes};
-use super::terminal::{self, Keyboard, Terminal, charset};
+use super::terminal::full_screen::FullScreen;
+use super::terminal::input::Pastes;
+use super::terminal::inputs::{Inputs, Taker, Woken};
+use super::terminal::{self, charset, signals};
 use crate::clock;
-use crate::sync::spawn;
 use conversations::{Conversation, Conversations};
 use painter::Painter;
 use prompter::Asking;
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
+use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 use view::{Status, Tab};
 
-/// Events that may wait: few, so that a key never waits behind much.
-const QUEUE: usize = 8;
+/// Events that are handled at once: few, so that a key never waits behind much.
+const EVENTS: usize = 8;
 /// The screen is drawn at most 60 times a second, but for what is typed.
 const FRAME: Duration = Duration::from_millis(17);
 /// It rings at most this often for others: they choose how often they speak.
@@ -46,59 +44,6 @@ const RING: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
 const MOUSE_TAKEN: &str = "the mouse wheel now scrolls; hold Shift to select text";
 const MOUSE_LEFT: &str = "the mouse now selects text; PgUp and PgDn scroll";
-
-/// What wakes the loop.
-enum Wake {
-    /// Events wait.
-    Events,
-    Keys(Keys),
-    Resized,
-    /// The process is to be stopped for a while.
-    Stopped,
-    /// It continues.
-    Continued,
-    /// The process is to end, or the keyboard is gone.
-    Stop,
-}
-
-/// What signals ask for. Their thread never waits for the loop, which looks here whenever it is woken.
-#[derive(Default)]
-struct Signalled {
-    resized: AtomicBool,
-    stopped: AtomicBool,
-    continued: AtomicBool,
-    stop: AtomicBool,
-    /// The loop does not run, or the end has begun: a signal that ends the process waits for neither.
-    ending: AtomicBool,
-}
-
-impl Signalled {
-    fn take(&self, signal: i32) {
-        let asked = match signal {
-            SIGWINCH => &self.resized,
-            SIGTSTP => &self.stopped,
-            SIGCONT => &self.continued,
-            _ if self.ending.swap(true, Ordering::SeqCst) => {
-                terminal::abandon();
-                let _ = signal_hook::low_level::emulate_default_handler(signal);
-                return;
-            }
-            _ => &self.stop,
-        };
-        asked.store(true, Ordering::SeqCst);
-    }
-
-    /// What was asked for since the last time.
-    fn woken(&self) -> impl Iterator<Item = Wake> {
-        let asked = [
-            (&self.resized, Wake::Resized),
-            (&self.stopped, Wake::Stopped),
-            (&self.continued, Wake::Continued),
-            (&self.stop, Wake::Stop),
-        ];
-        asked.into_iter().filter_map(|(asked, wake)| asked.swap(false, Ordering::SeqCst).then_some(wake))
-    }
-}
 
 struct Screen {
     session: Session,
@@ -125,40 +70,21 @@ struct Views {
     asking: Option<Asking>,
 }
 
-/// Runs until the user leaves. Signals now go to the session, not to `former`.
+/// Runs until the user leaves.
 ///
 /// # Errors
 /// If the terminal or a thread is not available.
 pub fn run(
     way: (Connection, Way),
     session: Session,
-    mut keyboard: Keyboard,
+    inputs: &mut Inputs,
     options: &Options,
     greeting: String,
-    former: &signal_hook::iterator::Handle,
 ) -> io::Result<Exit> {
-    let (wake, waking) = sync_channel(QUEUE);
-    let signalled = Arc::new(Signalled { ending: true.into(), ..Signalled::default() });
-    let (asked, woken_by) = (signalled.clone(), wake.clone());
-    let which = [SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT, SIGTSTP];
-    terminal::on_signals(&which, move |signal| {
-        asked.take(signal);
-        // If the channel is full, the loop is awake.
-        let _ = woken_by.try_send(Wake::Events);
-    })?;
-    former.close();
     let color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let terminal = Terminal::open(color, options.mouse)?;
-    let typed = wake.clone();
-    spawn("keys", move || {
-        keyboard.read_input(|keys| typed.send(Wake::Keys(keys)).is_ok());
-        let _ = typed.send(Wake::Stop);
-    })?;
-    let failed = wake.clone();
-    let painter = Painter::start(terminal, move || drop(failed.send(Wake::Stop)))?;
-    // If the channel is full, the loop looks for events anyway.
-    let poke = Box::new(move || drop(wake.try_send(Wake::Events)));
-    let backend = Backend::start(session.me(), way, options, poke)?;
+    let (waker, failed) = (inputs.waker(), inputs.waker());
+    let painter = Painter::start(FullScreen::open(color, options.mouse)?, move || failed.close())?;
+    let backend = Backend::start(session.me(), way, options, Box::new(move || waker.wake()))?;
     let conversations = Conversations::default();
     let mut screen = Screen {
         session,
@@ -171,9 +97,9 @@ pub fn run(
         over: None,
     };
     screen.greet(greeting);
-    signalled.ending.store(false, Ordering::SeqCst);
-    let mut exit = screen.serve(&waking, &signalled);
-    signalled.ending.store(true, Ordering::SeqCst);
+    inputs.taken_by(Taker::Screen);
+    let mut exit = screen.serve(inputs);
+    inputs.taken_by(Taker::End);
     let Screen { backend, views, lines, .. } = screen;
     if let Some(unsent) = lines.unsent() {
         exit.status = 1;
@@ -205,7 +131,7 @@ impl Screen {
     }
 
     /// What has come is drawn together, at most once a frame; only what is typed is drawn at once.
-    fn serve(&mut self, waking: &Receiver<Wake>, signalled: &Signalled) -> Exit {
+    fn serve(&mut self, inputs: &mut Inputs) -> Exit {
         self.draw();
         let (mut drawn, mut ticked, mut dirty) = (Instant::now(), Instant::now(), false);
         loop {
@@ -214,16 +140,14 @@ impl Screen {
                 true => FRAME.saturating_sub(drawn.elapsed()),
                 false => TICK.saturating_sub(ticked.elapsed()),
             };
-            let first = waking.recv_timeout(wait).ok();
-            let woken = first.into_iter().chain(waking.try_iter().take(QUEUE));
-            let woken: Vec<Wake> = woken.chain(signalled.woken()).collect();
-            let at_once = woken.iter().any(|woken| !matches!(woken, Wake::Events));
-            let mut exit = woken.into_iter().find_map(|woken| self.wake(woken));
+            let woken = inputs.next(wait);
+            let at_once = !woken.keys.is_empty() || !woken.signals.is_empty();
+            let mut exit = self.react(woken);
             if exit.is_none() && ticked.elapsed() >= TICK {
                 ticked = Instant::now();
                 exit = self.take(Event::Tick);
             }
-            for _ in 0..QUEUE {
+            for _ in 0..EVENTS {
                 if exit.is_none()
                     && self.over.is_none()
                     && let Some(event) = self.backend.next()
@@ -242,20 +166,22 @@ impl Screen {
         }
     }
 
-    /// Handles the reason of a wake-up; returns how the client ends, if it does.
-    fn wake(&mut self, woken: Wake) -> Option<Exit> {
-        match woken {
-            Wake::Events => {}
-            Wake::Keys(keys) => {
-                self.backend.touch();
-                return self.keys(keys);
-            }
-            Wake::Resized => self.views.painter.redraw(),
-            Wake::Stopped => self.views.suspend(),
-            Wake::Continued => self.views.painter.resume(),
-            Wake::Stop => return Some(self.leave_now()),
+    /// Does what keys and signals say; how the client ends, if it does.
+    fn react(&mut self, woken: Woken) -> Option<Exit> {
+        if !woken.keys.is_empty() {
+            self.backend.touch();
         }
-        None
+        let exit = woken.keys.into_iter().find_map(|keys| self.keys(keys));
+        let mut ends = woken.is_closed;
+        for signal in woken.signals {
+            match signal {
+                SIGWINCH => self.views.painter.redraw(),
+                SIGTSTP => self.views.suspend(),
+                SIGCONT => self.views.painter.resume(),
+                _ => ends = true,
+            }
+        }
+        exit.or_else(|| ends.then(|| self.leave_now()))
     }
 
     /// Handles an event and the lines that waited for it.
@@ -375,7 +301,7 @@ impl Views {
     }
 
     fn suspend(&mut self) {
-        if terminal::can_suspend() {
+        if signals::can_suspend() {
             self.painter.suspend();
         }
     }
@@ -419,21 +345,5 @@ impl Front for Views {
         let Asking { old, new, .. } = asking.unwrap_or_default();
         let text = "/passwd takes no file here: it asks for the password";
         Box::new(move || old.zip(new).ok_or_else(|| StartError::Usage(text.into())))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_are_kept_for_a_loop_that_is_busy() {
-        let signalled = Signalled::default();
-        for signal in [SIGWINCH, SIGTERM, SIGTSTP, SIGCONT, SIGWINCH] {
-            signalled.take(signal);
-        }
-        let woken: Vec<Wake> = signalled.woken().collect();
-        assert!(matches!(woken[..], [Wake::Resized, Wake::Stopped, Wake::Continued, Wake::Stop]));
-        assert_eq!(signalled.woken().count(), 0);
     }
 }

@@ -3,11 +3,12 @@
 //! Invariant: the loop never waits for the terminal: one that accepts no output (Ctrl-S, a hung ssh) delays drawing and
 //! nothing else. Only the newest frame waits.
 
-use super::view::Frame;
 use crate::client::session::Exit;
-use crate::client::terminal::{self, Terminal};
-use crate::sync::lock;
-use crate::sync::spawn;
+use crate::client::terminal;
+use crate::client::terminal::frame::Frame;
+use crate::client::terminal::full_screen::FullScreen;
+use crate::client::terminal::signals::obey;
+use crate::sync::{lock, spawn};
 use signal_hook::consts::SIGTSTP;
 use std::io;
 use std::mem::take;
@@ -56,7 +57,7 @@ impl Painter {
     ///
     /// # Errors
     /// If no thread can be had.
-    pub fn start(mut terminal: Terminal, failed: impl FnOnce() + Send + 'static) -> io::Result<Painter> {
+    pub fn start(mut terminal: FullScreen, failed: impl FnOnce() + Send + 'static) -> io::Result<Painter> {
         let shared = Arc::<Shared>::default();
         let me = shared.clone();
         spawn("screen", move || {
@@ -127,7 +128,7 @@ impl Painter {
 }
 
 impl Shared {
-    fn run(&self, terminal: &mut Terminal) -> io::Result<()> {
+    fn run(&self, terminal: &mut FullScreen) -> io::Result<()> {
         terminal.measure()?;
         loop {
             let wanted = self.changed.wait_while(lock(&self.wanted), |wanted| wanted.is_nothing());
@@ -137,7 +138,7 @@ impl Shared {
             }
             if wanted.suspend {
                 terminal.suspend();
-                signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
+                obey(SIGTSTP);
             }
             if wanted.resume {
                 terminal.resume()?;

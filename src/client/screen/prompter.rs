@@ -5,11 +5,11 @@
 
 use crate::client::terminal::editor::{Editor, Outcome};
 use crate::client::terminal::input::Key;
-use crate::client::terminal::{Keyboard, enter, restore, rewrite, size, write};
+use crate::client::terminal::inputs::{Inputs, Taker};
+use crate::client::terminal::{enter, restore, rewrite, size, write};
 use crate::client::text::{fitting, width, wrap};
 use crate::crypto::secret::Password;
 use std::io;
-use std::sync::atomic::Ordering;
 use zeroize::Zeroizing;
 
 /// The answers so far to the questions of a change of the password: the old password, then the new one, then that once more.
@@ -66,24 +66,17 @@ impl Unseen {
 /// Questions on the normal screen, one line each. The terminal is raw throughout, so what is
 /// typed between two questions waits for the second, unseen; but Ctrl-C ends the program then, which may be connecting.
 pub struct Prompter<'a> {
-    keyboard: &'a mut Keyboard,
+    inputs: &'a mut Inputs,
 }
 
 impl<'a> Prompter<'a> {
-    /// Begins; what is left in the keyboard when it ends is for whoever comes next.
+    /// Begins; what is typed ahead is left for the screen.
     ///
     /// # Errors
     /// If there is no terminal, or its modes cannot be set.
-    pub fn open(keyboard: &'a mut Keyboard) -> io::Result<Prompter<'a>> {
-        let prompter = Prompter { keyboard };
-        prompter.listen(false);
+    pub fn open(inputs: &'a mut Inputs) -> io::Result<Prompter<'a>> {
         enter(false)?;
-        Ok(prompter)
-    }
-
-    /// Whether keys are taken from now on.
-    fn listen(&self, listens: bool) {
-        self.keyboard.deaf.store(!listens, Ordering::SeqCst);
+        Ok(Prompter { inputs })
     }
 
     /// A line of text (or several) to the person; it must be sanitised already.
@@ -101,7 +94,7 @@ impl<'a> Prompter<'a> {
     /// # Errors
     /// `UnexpectedEof` if the input has ended; or if the terminal cannot be written to.
     pub fn line(&mut self, label: &str) -> io::Result<Option<String>> {
-        self.listen(true);
+        self.inputs.taken_by(Taker::Question);
         let mut editor = Editor::default();
         let answer = loop {
             let columns = usize::from(size().columns);
@@ -119,7 +112,7 @@ impl<'a> Prompter<'a> {
                 }
             }
         };
-        self.listen(false);
+        self.inputs.taken_by(Taker::Nobody);
         write("\r\n")?;
         Ok(answer)
     }
@@ -129,7 +122,7 @@ impl<'a> Prompter<'a> {
     /// # Errors
     /// As [`line`](Self::line).
     pub fn password(&mut self, label: &str) -> io::Result<Option<Password>> {
-        self.listen(true);
+        self.inputs.taken_by(Taker::Question);
         write(label)?;
         let mut typed = Unseen::default();
         let answer = loop {
@@ -139,18 +132,18 @@ impl<'a> Prompter<'a> {
                 break password;
             }
         };
-        self.listen(false);
+        self.inputs.taken_by(Taker::Nobody);
         write("\r\n")?;
         Ok(answer)
     }
 
     /// The next key; `None` for those that back out.
     fn key(&mut self, nothing_typed: bool) -> io::Result<Option<Key>> {
-        match self.keyboard.next() {
+        match self.inputs.key() {
             Some(Key::Escape | Key::AltEnter | Key::Ctrl('c')) => Ok(None),
             // Escape, and soon after it what the next question is for.
             Some(Key::Alt(c)) => {
-                self.keyboard.give_back(Key::Char(c));
+                self.inputs.give_back(Key::Char(c));
                 Ok(None)
             }
             Some(Key::Ctrl('d')) if nothing_typed => Ok(None),
@@ -162,7 +155,6 @@ impl<'a> Prompter<'a> {
 
 impl Drop for Prompter<'_> {
     fn drop(&mut self) {
-        self.listen(true);
         restore();
     }
 }

@@ -7,39 +7,13 @@
 use crate::client::audience::Audience;
 use crate::client::entry::{Entry, SendState, Source};
 use crate::client::store::trust::Trust;
+use crate::client::terminal::frame::{BOLD, DIM, PLAIN, Row, Span, Style};
 use crate::client::text::{
     all_mentions, breaks, fitted, fitting, links, mentions, target, truncate, width, wrap,
 };
 use crate::name::Username;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// The style of a text.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Style {
-    /// A colour of the 256-colour palette; `None` is the terminal's default.
-    pub color: Option<u8>,
-    /// Bold, or brighter, as the terminal shows it.
-    pub bold: bool,
-    /// Dim.
-    pub dim: bool,
-    /// Text and background colour swapped.
-    pub reverse: bool,
-}
-
-/// A piece of a row in one style.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Span {
-    /// Sanitised, without line breaks.
-    pub text: String,
-    /// The style of the whole piece.
-    pub style: Style,
-    /// The link target: the whole address, in printable ASCII.
-    pub link: Option<Arc<str>>,
-}
-
-/// The spans of one row, left to right.
-pub type Row = Vec<Span>;
 
 // These colours are legible on black and on white.
 const PRIVATE: u8 = 163;
@@ -48,14 +22,6 @@ const PROBLEM: u8 = 160;
 const VERIFIED: u8 = 28;
 const NAMES: [u8; 10] = [28, 32, 62, 64, 97, 98, 130, 132, 136, 166];
 
-/// The terminal's default style.
-pub const PLAIN: Style = Style { color: None, bold: false, dim: false, reverse: false };
-/// Important text.
-pub const BOLD: Style = Style { bold: true, ..PLAIN };
-/// Unimportant text.
-pub const DIM: Style = Style { dim: true, ..PLAIN };
-/// Text across the screen.
-pub const REVERSE: Style = Style { reverse: true, ..PLAIN };
 const ALARM: Style = Style { color: Some(PROBLEM), ..BOLD };
 
 /// The rows of an entry: time, author and audience, text. Further rows are indented to the text's first column. `me` is

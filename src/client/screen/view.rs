@@ -3,34 +3,15 @@
 //! Invariant: every frame has exactly as many rows as the screen, and none is wider; it contains no control
 //! character; an entry appears only as its rows (`rows`) (README#the-screen).
 
-use super::rows::{BOLD, DIM, PLAIN, REVERSE, Row, rows, span};
+use super::rows::{rows, span};
 use crate::client::command;
 use crate::client::entry::Entry;
 use crate::client::session::files::Progress;
 use crate::client::terminal::editor::Editor;
+use crate::client::terminal::frame::{BOLD, DIM, Frame, PLAIN, REVERSE, Row, Size};
 use crate::client::text::{fitting, truncate, width};
 use std::cmp::Reverse;
 use std::collections::VecDeque;
-
-/// Columns and rows of a terminal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
-    /// Columns; a wide character takes two.
-    pub columns: u16,
-    /// Lines of text.
-    pub rows: u16,
-}
-
-/// A whole screen.
-#[derive(Debug)]
-pub struct Frame {
-    /// The rows from the top.
-    pub rows: Vec<Row>,
-    /// Column and row of the cursor, from 0.
-    pub cursor: (u16, u16),
-    /// The real scroll position, to be stored as the new [`Screen::scroll`].
-    pub scroll: usize,
-}
 
 /// One view in the status line.
 #[derive(Debug, Clone, Default)]
@@ -253,12 +234,12 @@ fn clip(row: &mut Row, columns: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::Style;
     use super::*;
     use crate::client::audience::Audience;
     use crate::client::completion::Completion;
     use crate::client::entry::{Place, SendState, Source};
     use crate::client::store::trust::Trust;
+    use crate::client::terminal::frame::Style;
     use crate::client::terminal::input::Key;
     use crate::client::text::{SAMPLES, measured, wrap};
     use crate::name::Username;

@@ -1,0 +1,343 @@
+//! What comes from the terminal and from signals: one place where it waits, from the first question to the end.
+//!
+//! Invariant: what is typed ahead is kept (README#the-screen). One thread reads the terminal and one takes signals. The
+//! owner waits for both and for its events in [`Inputs::next`]; only the reader waits for the owner, when much is typed ahead.
+
+use super::input::{Decoder, Key, Keys, are_lines};
+use super::signals::{can_suspend, obey, on_signals};
+use super::{abandon, enter, is_ours};
+use crate::sync::{lock, spawn};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
+use std::collections::{BTreeSet, VecDeque};
+use std::fs::File;
+use std::io::{self, Read};
+use std::mem::take;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+/// Lines that follow one another this closely are one paste, however many reads they take.
+const BURST: Duration = Duration::from_millis(10);
+/// Nobody types as many keys in one read: there may be more to come.
+const MANY: usize = 256;
+/// Keys after which such a paste is handed on, whatever comes.
+const MAX_BURST: usize = 64 * 1024;
+/// Reads that may wait, of at most 1 KiB each: more than the longest line.
+const MAX_PIECES: usize = 64;
+/// Ctrl-C.
+const INTERRUPT: u8 = 3;
+/// A question waits this long for a key before it looks again.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Who takes what comes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Taker {
+    /// Nobody: the client connects. Ctrl-C and signals end it, or stop it.
+    #[default]
+    Nobody,
+    /// A question takes keys. Signals end the client, or stop it.
+    Question,
+    /// The full screen takes keys and signals.
+    Screen,
+    /// Nobody any more: the client ends, and a signal ends it at once.
+    End,
+}
+
+/// What has come.
+pub struct Woken {
+    /// Those of one read, or of one paste, together.
+    pub keys: VecDeque<Keys>,
+    /// What the screen has to react to.
+    pub signals: BTreeSet<i32>,
+    /// The terminal is gone.
+    pub is_closed: bool,
+}
+
+/// See the module.
+pub struct Inputs {
+    shared: Arc<Shared>,
+    decoder: Decoder,
+    /// When the latest bytes were read, of those that were decoded.
+    read: Instant,
+    /// Keys of that read, which more may follow until then.
+    latest: Keys,
+    until: Instant,
+    ready: VecDeque<Keys>,
+    /// What is left of a read of which a question has taken some; the next is the last.
+    rest: Keys,
+}
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// What was read, and when.
+    pieces: VecDeque<(Instant, Zeroizing<Vec<u8>>)>,
+    signals: BTreeSet<i32>,
+    is_woken: bool,
+    is_closed: bool,
+    taker: Taker,
+}
+
+impl Waiting {
+    fn is_nothing(&self) -> bool {
+        self.pieces.is_empty() && self.signals.is_empty() && !self.is_woken && !self.is_closed
+    }
+}
+
+/// Wakes the owner of the [`Inputs`], and never waits for it.
+#[derive(Clone)]
+pub struct Waker(Arc<Shared>);
+
+impl Waker {
+    /// An event waits.
+    pub fn wake(&self) {
+        self.0.change(|waiting| waiting.is_woken = true);
+    }
+
+    /// The terminal is gone.
+    pub fn close(&self) {
+        self.0.change(|waiting| waiting.is_closed = true);
+    }
+}
+
+impl Shared {
+    fn change(&self, change: impl FnOnce(&mut Waiting)) {
+        change(&mut lock(&self.waiting));
+        self.changed.notify_all();
+    }
+
+    /// Reads until the input ends.
+    fn read(&self, mut input: File) {
+        loop {
+            let mut piece = Zeroizing::new(vec![0; 1024]);
+            match input.read(&mut piece) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) | Ok(0) => return self.change(|waiting| waiting.is_closed = true),
+                Ok(length) => piece.truncate(length),
+            }
+            let read = Instant::now();
+            if piece.contains(&INTERRUPT) && lock(&self.waiting).taker == Taker::Nobody {
+                let _ = signal_hook::low_level::raise(SIGINT);
+            }
+            let full = |waiting: &mut Waiting| waiting.pieces.len() >= MAX_PIECES;
+            let waiting = self.changed.wait_while(lock(&self.waiting), full);
+            waiting.unwrap_or_else(PoisonError::into_inner).pieces.push_back((read, piece));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Keeps a signal for the screen, or does at once what it asks for. A second signal to end does not wait for the screen.
+    fn signal(&self, signal: i32, was_stopped: &mut bool) {
+        let is_end = !matches!(signal, SIGWINCH | SIGTSTP | SIGCONT);
+        let mut waiting = lock(&self.waiting);
+        match (waiting.taker, signal) {
+            (Taker::Screen, _) => {
+                waiting.signals.insert(signal);
+                waiting.taker = if is_end { Taker::End } else { Taker::Screen };
+                return self.changed.notify_all();
+            }
+            (Taker::End, _) if !is_end => return,
+            _ => drop(waiting),
+        }
+        match signal {
+            // A terminal that accepts no output must not hold up the next signal.
+            SIGCONT if take(was_stopped) || is_ours() => _ = spawn("continue", || _ = enter(false)),
+            SIGCONT | SIGWINCH => {}
+            SIGTSTP if !can_suspend() => {}
+            _ => {
+                *was_stopped = signal == SIGTSTP && is_ours();
+                abandon();
+                obey(signal);
+            }
+        }
+    }
+}
+
+impl Inputs {
+    /// Begins to read, and to take signals; a process needs only one.
+    ///
+    /// # Errors
+    /// If standard input is closed, or no thread is available.
+    pub fn open() -> io::Result<Inputs> {
+        // A handle of its own: `Stdin` would keep a copy of what is typed, passwords too.
+        let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let inputs = Inputs::new();
+        let (reads, asked) = (inputs.shared.clone(), inputs.shared.clone());
+        // Nothing waits for this thread: it ends with the input or with the process.
+        spawn("keyboard", move || reads.read(input))?;
+        let mut was_stopped = false;
+        let which = [SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT, SIGTSTP];
+        on_signals(&which, move |signal| asked.signal(signal, &mut was_stopped))?;
+        Ok(inputs)
+    }
+
+    fn new() -> Inputs {
+        let (now, shared, decoder) = (Instant::now(), Arc::default(), Decoder::default());
+        let (latest, rest) = (Keys::default(), Keys::default());
+        Inputs { shared, decoder, read: now, latest, until: now, ready: VecDeque::new(), rest }
+    }
+
+    /// Says who takes what comes from now on.
+    pub fn taken_by(&self, taker: Taker) {
+        lock(&self.shared.waiting).taker = taker;
+    }
+
+    /// What wakes the owner.
+    pub fn waker(&self) -> Waker {
+        Waker(self.shared.clone())
+    }
+
+    /// What comes within this time; it may also be nothing, and sooner.
+    pub fn next(&mut self, wait: Duration) -> Woken {
+        let now = Instant::now();
+        let held = is_burst(&self.latest).then_some(self.until);
+        let end = [held, self.decoder.deadline()].into_iter().flatten().fold(now + wait, Instant::min);
+        let wait = if self.ready.is_empty() && self.rest.is_empty() {
+            end.saturating_duration_since(now)
+        } else {
+            Duration::ZERO
+        };
+        let waiting = self
+            .shared
+            .changed
+            .wait_timeout_while(lock(&self.shared.waiting), wait, |waiting| waiting.is_nothing());
+        let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner).0;
+        let (pieces, signals) = (take(&mut waiting.pieces), take(&mut waiting.signals));
+        let is_closed = waiting.is_closed;
+        waiting.is_woken = false;
+        drop(waiting);
+        // There is room again.
+        self.shared.changed.notify_all();
+        // A question has left them: they came first.
+        let mut rest = take(&mut self.rest);
+        rest.reverse();
+        if !rest.is_empty() {
+            self.ready.push_front(rest);
+        }
+        let has_read = !pieces.is_empty();
+        pieces.into_iter().for_each(|(read, piece)| self.feed(read, &piece));
+        let is_over = |end: Instant| is_closed || !has_read && Instant::now() >= end;
+        // Also at the end of the input: what has begun before it is still something.
+        if self.decoder.deadline().is_some_and(is_over) {
+            let more = self.decoder.expire();
+            self.latest = joined(take(&mut self.latest), more);
+        }
+        if !is_burst(&self.latest) || is_over(self.until) {
+            self.hand_on_latest();
+        }
+        Woken { keys: take(&mut self.ready), signals, is_closed }
+    }
+
+    fn feed(&mut self, read: Instant, piece: &[u8]) {
+        let more = self.decoder.feed(piece, read);
+        let gap = read.saturating_duration_since(self.read);
+        // A paste may take several reads, but what was typed later and waited is none of it.
+        if is_burst(&self.latest) && gap < BURST {
+            self.latest = joined(take(&mut self.latest), more);
+        } else {
+            self.hand_on_latest();
+            self.latest = more;
+        }
+        (self.read, self.until) = (read, Instant::now() + BURST);
+    }
+
+    fn hand_on_latest(&mut self) {
+        let latest = take(&mut self.latest);
+        if !latest.is_empty() {
+            self.ready.push_back(latest);
+        }
+    }
+
+    /// Waits for the next key of an answer; `None` when the input has ended.
+    pub fn key(&mut self) -> Option<Key> {
+        loop {
+            if let Some(key) = self.rest.pop() {
+                return Some(key);
+            }
+            if self.ready.is_empty() {
+                let woken = self.next(LONG);
+                if woken.keys.is_empty() && woken.is_closed {
+                    return None;
+                }
+                self.ready = woken.keys;
+            }
+            self.rest = self.ready.pop_front().unwrap_or_default();
+            self.rest.reverse();
+        }
+    }
+
+    /// Takes back a key that [`key`](Self::key) gave.
+    pub fn give_back(&mut self, key: Key) {
+        self.rest.push(key);
+    }
+}
+
+/// Whether more of a paste may follow.
+fn is_burst(keys: &Keys) -> bool {
+    (are_lines(keys) || keys.len() >= MANY) && keys.len() < MAX_BURST
+}
+
+/// Without a buffer that grows, which would leave copies behind.
+fn joined(mut before: Keys, mut more: Keys) -> Keys {
+    let mut both = Keys::new(Vec::with_capacity(before.len() + more.len()));
+    [&mut before, &mut more].into_iter().for_each(|keys| both.append(keys));
+    both
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::terminal::input::Pastes;
+
+    fn with(pieces: &[(&[u8], u32)]) -> Inputs {
+        let (inputs, now) = (Inputs::new(), Instant::now());
+        for (bytes, late) in pieces {
+            let piece = (now + *late * 2 * BURST, Zeroizing::new(bytes.to_vec()));
+            inputs.shared.change(|waiting| waiting.pieces.push_back(piece));
+        }
+        inputs
+    }
+
+    #[test]
+    fn keys_arrive_in_order_and_a_lone_escape_in_time() {
+        let mut inputs = with(&[(b"a\rb\x1b", 0)]);
+        assert_eq!(inputs.key(), Some(Key::Char('a')));
+        assert_eq!(inputs.key(), Some(Key::Enter));
+        inputs.give_back(Key::Enter);
+        let mut rest = Vec::new();
+        while rest.len() < 3 {
+            inputs.next(LONG).keys.iter().for_each(|keys| rest.extend(keys.iter().cloned()));
+        }
+        assert_eq!(rest, [Key::Enter, Key::Char('b'), Key::Escape]);
+        inputs.waker().close();
+        assert_eq!(inputs.key(), None);
+    }
+
+    #[test]
+    fn lines_of_several_reads_are_handed_on_together() {
+        let mut inputs = with(&[(b"one\rtwo", 0), (b"\r", 0), (b"/exit\r", 0), (b"typed\r", 1)]);
+        let reads = inputs.next(LONG).keys;
+        let reads: Vec<_> = reads.into_iter().map(|keys| Pastes::default().join(keys).to_vec()).collect();
+        assert_eq!(reads[0], [Key::Paste("one\ntwo\n/exit\n".into())]);
+        assert_eq!((reads.len(), reads[1].last()), (2, Some(&Key::Enter)), "what was typed later");
+    }
+
+    #[test]
+    fn signals_are_kept_for_a_screen_that_is_busy() {
+        let mut inputs = Inputs::new();
+        inputs.taken_by(Taker::Screen);
+        for signal in [SIGWINCH, SIGTSTP, SIGCONT, SIGWINCH, SIGTERM] {
+            inputs.shared.signal(signal, &mut false);
+        }
+        let signals = inputs.next(LONG).signals;
+        assert_eq!(signals, BTreeSet::from([SIGTERM, SIGCONT, SIGTSTP, SIGWINCH]));
+        assert!(inputs.next(Duration::ZERO).signals.is_empty());
+        assert_eq!(lock(&inputs.shared.waiting).taker, Taker::End, "a second one to end would not wait");
+    }
+}

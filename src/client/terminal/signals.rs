@@ -1,0 +1,47 @@
+//! Signals that end, stop or continue the process.
+
+use crate::sync::spawn;
+use signal_hook::iterator::Signals;
+use signal_hook::low_level;
+use std::io;
+
+/// Calls `act` on a thread of its own for each of these signals that the process was not started to ignore.
+///
+/// # Errors
+/// If no signal handler or thread is available.
+pub fn on_signals(signals: &[i32], act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
+    let mut signals = Signals::new(unignored(signals))?;
+    spawn("signals", move || signals.forever().for_each(act))
+}
+
+/// Does what the system does by itself on this signal: mostly, the process ends.
+pub fn obey(signal: i32) {
+    let _ = low_level::emulate_default_handler(signal);
+}
+
+/// Those of these signals that the process was not started to ignore. As POSIX wants it, nohup(1) and `&` in a shell stay in
+/// force. All of them where the system does not tell.
+fn unignored(signals: &[i32]) -> impl Iterator<Item = i32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    signals.iter().copied().filter(move |signal| mask >> (signal - 1) & 1 == 0)
+}
+
+/// Whether a shell is above that can let a stopped program go on: without one, nobody at this terminal could. True where the
+/// system does not tell. The kernel stops no such program on Ctrl-Z either (POSIX, orphaned process group).
+pub fn can_suspend() -> bool {
+    let of = |process: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(1).map(str::to_string);
+        Some((words.next()?, words.next()?, words.next()?))
+    };
+    let Some((mut parent, group, session)) = of("self") else { return true };
+    while let Some((next, its_group, its_session)) = of(&parent) {
+        if its_session != session || its_group != group {
+            return its_session == session;
+        }
+        parent = next;
+    }
+    false
+}
