@@ -4,10 +4,9 @@
 //! never shown (README#the-screen).
 
 use super::Screen;
-use super::prompter::Asking;
+use super::password_dialog::{CHANGE, PasswordDialog, Step};
 use crate::client::command::{self, Command, View, is_exit};
 use crate::client::completion::complete;
-use crate::client::error::StartError;
 use crate::client::path;
 use crate::client::session::{Destination, Event, Exit};
 use crate::client::terminal;
@@ -126,7 +125,7 @@ impl Screen {
                     self.pastes = Pastes::default();
                     // At once, whatever waits: what is typed next must never become a message.
                     if self.over.is_none() && matches!(command::parse(&line), Ok(Command::Password(None))) {
-                        self.views.asking = Some(Asking::default());
+                        self.views.asking = Some(PasswordDialog::new(CHANGE));
                         return None;
                     }
                     return self.enter(line);
@@ -153,42 +152,22 @@ impl Screen {
         if end.is_some() { end } else { self.edit(Key::Char(c)) }
     }
 
-    /// Takes a key of an answer to the question for passwords.
+    /// Handles a key for the password dialog.
     fn answer(&mut self, key: Key) -> Option<Exit> {
-        let asking = self.views.asking.as_mut()?;
-        let leaves = match key {
-            Key::Ctrl('c') => true,
-            // Not in the middle: on a slow line, an arrow key can begin with what looks like Esc.
-            Key::Escape | Key::AltEnter | Key::Ctrl('d') => asking.typed.is_empty(),
-            _ => false,
-        };
-        if leaves {
-            self.views.asking = None;
-            self.views.notice("your password was not changed".into());
-            return None;
-        }
-        let password = asking.typed.key(key)?;
-        let problem = match (&asking.old, &asking.new) {
-            (None, _) => {
-                asking.old = Some(password);
-                return None;
-            }
-            (Some(_), None) if password.is_long_enough() => {
-                asking.new = Some(password);
-                return None;
-            }
-            (Some(_), None) => StartError::ShortPassword.to_string(),
-            (Some(_), Some(new)) if *new == password => {
-                let end = self.drive(Event::Line("/passwd".into()));
+        let problem = match self.views.asking.as_mut()?.key(key) {
+            Step::Typed => None,
+            Step::Asked(problem) => problem,
+            Step::Left => {
                 self.views.asking = None;
-                return end;
+                Some("your password was not changed".into())
             }
-            (Some(_), Some(_)) => {
-                asking.new = None;
-                "the two passwords do not match: type the new one again".into()
+            Step::Done => {
+                let exit = self.drive(Event::Line("/passwd".into()));
+                self.views.asking = None;
+                return exit;
             }
         };
-        self.views.notice(problem);
+        problem.into_iter().for_each(|problem| self.views.notice(problem));
         None
     }
 
@@ -213,16 +192,12 @@ impl Screen {
 
     /// What stands before the line: what is asked for, or where the line will go.
     pub fn prompt(&self) -> String {
-        match &self.views.asking {
-            None => match self.destination() {
-                Destination::Everyone => "> ".into(),
-                Destination::With(name) => format!("{name}> "),
-                Destination::Nowhere => "(nobody)> ".into(),
-            },
-            Some(Asking { old: None, .. }) => "old password (hidden): ".into(),
-            Some(Asking { new: None, .. }) => "new password (hidden): ".into(),
-            Some(_) => "repeat password: ".into(),
-        }
+        let destination = || match self.destination() {
+            Destination::Everyone => "> ".into(),
+            Destination::With(name) => format!("{name}> "),
+            Destination::Nowhere => "(nobody)> ".into(),
+        };
+        self.views.asking.as_ref().map_or_else(destination, |asking| asking.label().into())
     }
 
     /// Where the lines that wait lead: what is typed behind them goes there.

@@ -7,6 +7,7 @@
 pub mod conversations;
 mod keys;
 mod painter;
+mod password_dialog;
 pub mod prompter;
 pub mod rows;
 pub mod start;
@@ -28,7 +29,7 @@ use super::terminal::{self, charset, signals};
 use crate::clock;
 use conversations::{Conversation, Conversations};
 use painter::Painter;
-use prompter::Asking;
+use password_dialog::{CHANGE, PasswordDialog};
 use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 use std::io;
 use std::time::{Duration, Instant};
@@ -67,7 +68,7 @@ struct Views {
     /// When another user last rang the bell.
     rang: Option<Instant>,
     /// A new password is being asked for: what is typed is no line, and not shown.
-    asking: Option<Asking>,
+    asking: Option<PasswordDialog>,
 }
 
 /// Runs until the user leaves.
@@ -189,7 +190,7 @@ impl Screen {
         let was_wrong = matches!(event, Event::PasswordChanged(Err(ChangeError::WrongPassword)));
         if was_wrong && self.views.conversations.current().editor.is_empty() {
             // What is typed next is often the right one, which must not become a message.
-            self.views.asking.get_or_insert_default();
+            self.views.asking.get_or_insert_with(|| PasswordDialog::new(CHANGE));
         }
         let exit = self.drive(event);
         if exit.is_some() {
@@ -341,9 +342,10 @@ impl Front for Views {
 
     /// The user has typed them already. A `/passwd FILE` typed earlier does not end a question in progress.
     fn passwords(&mut self, file: Option<String>) -> Passwords {
-        let asking = if file.is_none() { self.asking.take() } else { None };
-        let Asking { old, new, .. } = asking.unwrap_or_default();
+        let answers = self.asking.take_if(|_| file.is_none()).and_then(PasswordDialog::answers);
+        let mut answers = answers.unwrap_or_default().into_iter();
+        let passwords = answers.next().zip(answers.next());
         let text = "/passwd takes no file here: it asks for the password";
-        Box::new(move || old.zip(new).ok_or_else(|| StartError::Usage(text.into())))
+        Box::new(move || passwords.ok_or_else(|| StartError::Usage(text.into())))
     }
 }

@@ -1,8 +1,9 @@
-//! Questions on the normal screen, one line each, and passwords that are typed unseen there and on the full one.
+//! Questions on the normal screen, one line each.
 //!
-//! Invariant: nothing of a password is shown, and its text is wiped; every question can be backed out of; when the
-//! last one is answered, the terminal is as it was (README#the-screen).
+//! Invariant: every question can be backed out of; when the last one is answered, the terminal is as it was
+//! (README#the-screen).
 
+use super::password_dialog::{PasswordDialog, Questions, Step};
 use crate::client::terminal::editor::{Editor, Outcome};
 use crate::client::terminal::input::Key;
 use crate::client::terminal::inputs::{Inputs, Taker};
@@ -10,67 +11,15 @@ use crate::client::terminal::{enter, restore, rewrite, size, write};
 use crate::client::text::{fitting, width, wrap};
 use crate::crypto::secret::Password;
 use std::io;
-use zeroize::Zeroizing;
 
-/// The answers so far to the questions of a change of the password: the old password, then the new one, then that once more.
-#[derive(Default)]
-pub struct Asking {
-    /// The answer being typed.
-    pub typed: Unseen,
-    /// The old password.
-    pub old: Option<Password>,
-    /// The new one, until it was typed again.
-    pub new: Option<Password>,
-}
-
-/// The longest password, in bytes: longer than any; reserved at once, for a buffer that grows
-/// leaves copies behind.
-const MAX_PASSWORD: usize = 1024;
-
-/// A password being typed.
-pub struct Unseen(Zeroizing<String>);
-
-impl Default for Unseen {
-    fn default() -> Unseen {
-        Unseen(Zeroizing::new(String::with_capacity(MAX_PASSWORD)))
-    }
-}
-
-impl Unseen {
-    /// Whether nothing is.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Does what the key says; the password at Enter, else `None`.
-    pub fn key(&mut self, key: Key) -> Option<Password> {
-        match key {
-            // With Alt where somebody has just pressed Escape, which takes nothing back.
-            Key::Char(c) | Key::Alt(c) => self.push(c),
-            Key::Paste(text) => Zeroizing::new(text).chars().for_each(|c| self.push(c)),
-            Key::Backspace | Key::Ctrl('h') => drop(self.0.pop()),
-            Key::Ctrl('u') => self.0.clear(),
-            Key::Enter => return Some(Password::new(std::mem::take(&mut *std::mem::take(self).0))),
-            _ => {}
-        }
-        None
-    }
-
-    fn push(&mut self, c: char) {
-        if !c.is_control() && self.0.len() + c.len_utf8() <= MAX_PASSWORD {
-            self.0.push(c);
-        }
-    }
-}
-
-/// Questions on the normal screen, one line each. The terminal is raw throughout, so what is
-/// typed between two questions waits for the second, unseen; but Ctrl-C ends the program then, which may be connecting.
+/// See the module. The terminal is raw throughout, so text typed between two questions waits for the second one,
+/// unseen; but Ctrl-C then ends the program, which may be connecting.
 pub struct Prompter<'a> {
     inputs: &'a mut Inputs,
 }
 
 impl<'a> Prompter<'a> {
-    /// Begins; what is typed ahead is left for the screen.
+    /// Takes the terminal. What is typed ahead is left for the screen.
     ///
     /// # Errors
     /// If there is no terminal, or its modes cannot be set.
@@ -79,7 +28,7 @@ impl<'a> Prompter<'a> {
         Ok(Prompter { inputs })
     }
 
-    /// A line of text (or several) to the person; it must be sanitised already.
+    /// Prints sanitised text of one or more lines.
     ///
     /// # Errors
     /// If the terminal cannot be written to.
@@ -89,7 +38,7 @@ impl<'a> Prompter<'a> {
         write(&rows.map(|row| row + "\r\n").collect::<String>())
     }
 
-    /// Asks for a line, which may be empty; `None` if the person backed out with Esc, Ctrl-C or Ctrl-D.
+    /// Asks for a line, which may be empty; `None` if the user backed out with Esc, Ctrl-C or Ctrl-D.
     ///
     /// # Errors
     /// `UnexpectedEof` if the input has ended; or if the terminal cannot be written to.
@@ -98,7 +47,7 @@ impl<'a> Prompter<'a> {
         let mut editor = Editor::default();
         let answer = loop {
             let columns = usize::from(size().columns);
-            // Whatever the question, there is room for an answer.
+            // A long question leaves room for an answer.
             let label = fitting(label, columns.saturating_sub(16));
             let (shown, at) = editor.visible(columns.saturating_sub(width(label) + 1));
             let before = fitting(shown, at);
@@ -117,31 +66,36 @@ impl<'a> Prompter<'a> {
         Ok(answer)
     }
 
-    /// Asks for a password and shows nothing of it; `None` if the person backed out.
+    /// Asks for passwords and shows nothing of them; `None` if the user backed out.
     ///
     /// # Errors
     /// As [`line`](Self::line).
-    pub fn password(&mut self, label: &str) -> io::Result<Option<Password>> {
+    pub fn passwords(&mut self, questions: Questions) -> io::Result<Option<Vec<Password>>> {
         self.inputs.taken_by(Taker::Question);
-        write(label)?;
-        let mut typed = Unseen::default();
-        let answer = loop {
-            let Some(key) = self.key(typed.is_empty())? else { break None };
-            let password = typed.key(key);
-            if password.is_some() {
-                break password;
+        let mut dialog = PasswordDialog::new(questions);
+        write(dialog.label())?;
+        loop {
+            let key = self.inputs.key().ok_or(io::ErrorKind::UnexpectedEof)?;
+            match dialog.key(key) {
+                Step::Typed => {}
+                Step::Asked(problem) => {
+                    write("\r\n")?;
+                    self.println(&problem.unwrap_or_default())?;
+                    write(dialog.label())?;
+                }
+                Step::Left | Step::Done => break,
             }
-        };
+        }
         self.inputs.taken_by(Taker::Nobody);
         write("\r\n")?;
-        Ok(answer)
+        Ok(dialog.answers())
     }
 
-    /// The next key; `None` for those that back out.
+    /// The next key; `None` if it backs out.
     fn key(&mut self, nothing_typed: bool) -> io::Result<Option<Key>> {
         match self.inputs.key() {
             Some(Key::Escape | Key::AltEnter | Key::Ctrl('c')) => Ok(None),
-            // Escape, and soon after it what the next question is for.
+            // Escape, and soon after it an answer to the next question.
             Some(Key::Alt(c)) => {
                 self.inputs.give_back(Key::Char(c));
                 Ok(None)

@@ -1,5 +1,6 @@
 //! Before the login: the start menu and its questions. Every one of them can be backed out of.
 
+use super::password_dialog::{LOG_IN, REGISTER};
 use super::prompter::Prompter;
 use crate::client::error::StartError;
 use crate::client::net::connect::{Connection, connect, known_servers};
@@ -7,7 +8,6 @@ use crate::client::net::login::{self, LoggedIn};
 use crate::client::options::Options;
 use crate::client::password_file;
 use crate::crypto::key_file::KeyFileError;
-use crate::crypto::secret::Password;
 use crate::name::Username;
 use std::io;
 use std::path::PathBuf;
@@ -86,7 +86,8 @@ fn with_name(
                     prompter.println(&error.to_string())?;
                     *file = None;
                 }
-                if register { ask_new_password(prompter)? } else { prompter.password("password: ")? }
+                let questions = if register { REGISTER } else { LOG_IN };
+                prompter.passwords(questions)?.and_then(|mut passwords| passwords.pop())
             }
         };
         let Some(password) = password.filter(|password| !password.expose().is_empty()) else {
@@ -116,25 +117,6 @@ fn with_name(
         if !(is_short || is_wrong && !register) {
             return Ok(None);
         }
-    }
-}
-
-fn ask_new_password(prompter: &mut Prompter<'_>) -> io::Result<Option<Password>> {
-    loop {
-        let Some(password) = prompter.password("new password (hidden, at least 6 characters): ")? else {
-            return Ok(None);
-        };
-        if !password.is_long_enough() {
-            prompter.println(&StartError::ShortPassword.to_string())?;
-            continue;
-        }
-        let Some(again) = prompter.password("repeat password: ")? else {
-            return Ok(None);
-        };
-        if password == again {
-            return Ok(Some(password));
-        }
-        prompter.println("the two passwords do not match: type the new one again")?;
     }
 }
 
