@@ -20,6 +20,8 @@ pub enum StartError {
     Channel(io::Error),
     /// Nobody has vouched for the key of `host:port`, which has this fingerprint.
     UnknownServer(String, Fingerprint),
+    /// The user does not vouch for the key of `host:port`.
+    Declined(String),
     /// The damaged record that was set aside in this file may be that of `host:port`, so the server with this
     /// fingerprint may not be new.
     LostServer(String, Fingerprint, PathBuf),
@@ -91,6 +93,11 @@ impl fmt::Display for StartError {
                 f,
                 "the server at {server} is not known yet. Its fingerprint is {seen}: compare it with the one that the \
                  server prints when it starts, then use --fingerprint {seen} (or --accept-new)"
+            ),
+            StartError::Declined(server) => write!(
+                f,
+                "nothing was sent to the server at {server}: ask its operator for the fingerprint, then try again and \
+                 compare the two"
             ),
             StartError::LostServer(server, seen, aside) => write!(
                 f,

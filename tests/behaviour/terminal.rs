@@ -289,7 +289,8 @@ fn every_prompt_can_be_cancelled() {
     back("Escape");
     menu(&[("name:", "alice"), (new, PASSWORD), ("repeat password:", PASSWORD)]);
     terminal.expect_last("do they match? (yes/no)");
-    terminal.ask("no", "is not known yet");
+    let screen = terminal.ask("no", "nothing was sent to the server at");
+    assert!(!screen.contains("--fingerprint"), "no option helps here: {screen}");
     terminal.expect_last(">");
     let key = terminal.home.path(".secure_messenger_client/keys/alice_private.key");
     assert!(!key.exists(), "a refused account leaves no key");
@@ -298,6 +299,24 @@ fn every_prompt_can_be_cancelled() {
     terminal.enter("3");
     terminal.wait_for_shell();
     terminal.expect_status(0);
+}
+
+#[test]
+fn existing_key_registers_with_its_own_password() {
+    let terminal = Terminal::new();
+    let home = terminal.home.clone();
+    drop(Client::within(home, Server::start().port, "alice", true, &["--register"]).ready());
+    let server = Server::start();
+    terminal.enter(&terminal.client(server.port, "--accept-new"));
+    terminal.expect_last(">");
+    terminal.enter("1");
+    terminal.expect_last("name:");
+    terminal.ask("alice", "this machine has a key for alice");
+    let key = "password of this key (hidden):";
+    terminal.expect_last(key);
+    terminal.ask("something else", "this password does not open it");
+    terminal.expect_last(key);
+    terminal.ask(PASSWORD, "logged in as alice");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Before the login: the start menu and its questions. Every one of them can be backed out of.
 
-use super::password_dialog::{LOG_IN, REGISTER};
+use super::password_dialog::{LOG_IN, REGISTER, REGISTER_KEY};
 use super::prompter::Prompter;
 use crate::client::error::StartError;
 use crate::client::net::connect::{Connection, connect, known_servers};
@@ -78,6 +78,15 @@ fn with_name(
     name: Username,
     register: bool,
 ) -> io::Result<Option<(Connection, LoggedIn)>> {
+    let questions = match register {
+        false => LOG_IN,
+        true if options.key_path(&name).exists() => {
+            prompter
+                .println(&format!("this machine has a key for {name}: it will be used for the account"))?;
+            REGISTER_KEY
+        }
+        true => REGISTER,
+    };
     loop {
         let password = match file.as_deref().map(password_file::read) {
             Some(Ok(password)) => Some(password),
@@ -86,7 +95,6 @@ fn with_name(
                     prompter.println(&error.to_string())?;
                     *file = None;
                 }
-                let questions = if register { REGISTER } else { LOG_IN };
                 prompter.passwords(questions)?.and_then(|mut passwords| passwords.pop())
             }
         };
@@ -106,15 +114,17 @@ fn with_name(
         prompter.println(&error.to_string())?;
         let is_wrong = matches!(
             error,
-            StartError::Login | StartError::OtherPassword | StartError::KeyFile(KeyFileError::WrongPassword)
+            StartError::Login
+                | StartError::OtherPassword
+                | StartError::OtherKey(..)
+                | StartError::ShortPassword
+                | StartError::KeyFile(KeyFileError::WrongPassword)
         );
-        let is_unusable = matches!(error, StartError::KeyFile(_) | StartError::OtherKey(..));
-        let is_short = matches!(error, StartError::ShortPassword);
-        if (is_wrong || is_unusable || is_short) && file.take().is_some() {
+        if (is_wrong || matches!(error, StartError::KeyFile(_))) && file.take().is_some() {
             prompter.println("the password from --password-file does not work here: type the password")?;
         }
-        // Another password is of no use to a name that is taken, or to a key that is damaged.
-        if !(is_short || is_wrong && !register) {
+        // Another password does not help if the name is taken or the key is damaged.
+        if !is_wrong {
             return Ok(None);
         }
     }
@@ -127,6 +137,7 @@ fn connect_asking(
     doing: &str,
 ) -> Result<Connection, StartError> {
     let _ = prompter.println("connecting ...");
+    let mut is_declined = false;
     let connection = connect(options, |seen| {
         let server = options.server();
         let known = known_servers(options).ok();
@@ -142,8 +153,12 @@ fn connect_asking(
              if they differ, someone may be intercepting the connection"
         ));
         let answer = told.and_then(|()| prompter.line("do they match? (yes/no) "));
-        matches!(answer, Ok(Some(answer)) if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
-    })?;
+        let answer = answer.ok().flatten().unwrap_or_default().trim().to_ascii_lowercase();
+        is_declined = !["y", "yes"].contains(&answer.as_str());
+        !is_declined
+    });
+    let connection = connection
+        .map_err(|error| if is_declined { StartError::Declined(options.server()) } else { error })?;
     // A terminal that is gone is noticed at the next question.
     let _ = prompter.println(doing);
     Ok(connection)
