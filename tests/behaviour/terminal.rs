@@ -1122,10 +1122,7 @@ fn terminal_is_restored_at_every_end_while_messages_arrive() {
 #[ignore = "panics on purpose, and needs a terminal"]
 fn panic_on_the_full_screen() {
     secure_messenger::client::terminal::install_panic_hook();
-    let terminal =
-        secure_messenger::client::terminal::full_screen::FullScreen::open(false, true).expect("a terminal");
-    // Never dropped: only the hook restores the terminal.
-    std::mem::forget(terminal);
+    secure_messenger::client::terminal::enter(true).expect("a terminal");
     panic!("as it was meant to");
 }
 

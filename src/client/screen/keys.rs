@@ -52,12 +52,12 @@ impl Screen {
             Key::Ctrl('c' | 'd') if self.over.is_some() => return self.over.take(),
             Key::FocusIn => self.views.conversations.away = false,
             Key::FocusOut => self.views.conversations.away = true,
-            Key::Ctrl('l') => self.views.painter.redraw(),
+            Key::Ctrl('l') => self.views.screen.want(|wanted| wanted.redraw = true),
             Key::Ctrl('z') => self.views.suspend(),
             Key::Position(row, column) if has_measured(row, column) => {
                 let entries = self.views.conversations.all().iter().flat_map(|view| &view.entries);
                 entries.for_each(|entry| entry.wrapped.set((0, 0)));
-                self.views.painter.redraw();
+                self.views.screen.want(|wanted| wanted.redraw = true);
             }
             Key::PageUp => self.scroll(|rows| rows.saturating_add(page)),
             Key::PageDown => self.scroll(|rows| rows.saturating_sub(page)),
@@ -73,7 +73,7 @@ impl Screen {
             Key::Alt('r') if self.is_prompt() => {
                 match self.views.conversations.take_failed(|number| self.session.is_at_hand(number)) {
                     Some(number) => return self.drive(Event::Again(number)),
-                    None => self.views.painter.bell(),
+                    None => self.views.bell(),
                 }
             }
             key => return self.edit(key),
@@ -94,7 +94,7 @@ impl Screen {
                 self.drive(Event::Switch(with))
             }
             _ => {
-                self.views.painter.bell();
+                self.views.bell();
                 None
             }
         }
@@ -109,12 +109,12 @@ impl Screen {
         match key {
             Key::Ctrl('c' | 'd') if view.editor.is_empty() => return self.enter("/exit".into()),
             // The line stays where it is.
-            Key::Enter if waiting >= MAX_AHEAD && !is_exit(view.editor.text()) => self.views.painter.bell(),
+            Key::Enter if waiting >= MAX_AHEAD && !is_exit(view.editor.text()) => self.views.bell(),
             Key::Tab | Key::BackTab => {
                 let people = self.session.people().map(Username::as_str);
                 let find = |before: &str| complete(before, people, path::completions);
                 if !view.editor.complete(key == Key::BackTab, find) {
-                    self.views.painter.bell();
+                    self.views.bell();
                 }
             }
             // On an empty line there is nothing to edit: it was Escape, and soon after it the first letter of another line.

@@ -1,12 +1,11 @@
 //! The client on a full screen: one loop owns session and views, and waits for keys, signals, events and time in one
 //! place. What keys do is in `keys`.
 //!
-//! Invariant: only `painter` touches the terminal, and the loop does not wait for it; nothing is shown that [`view`] has
+//! Invariant: the loop never waits for the terminal; nothing is shown that [`view`] has
 //! not drawn.
 
 pub mod conversations;
 mod keys;
-mod painter;
 mod password_dialog;
 pub mod prompter;
 pub mod rows;
@@ -28,7 +27,6 @@ use super::terminal::inputs::{Inputs, Taker, Woken};
 use super::terminal::{self, charset, signals};
 use crate::clock;
 use conversations::{Conversation, Conversations};
-use painter::Painter;
 use password_dialog::{CHANGE, PasswordDialog};
 use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 use std::io;
@@ -61,7 +59,7 @@ struct Screen {
 
 /// What the screen shows beside the session's state.
 struct Views {
-    painter: Painter,
+    screen: FullScreen,
     conversations: Conversations,
     /// The mouse is taken.
     mouse: bool,
@@ -82,16 +80,15 @@ pub fn run(
     options: &Options,
     greeting: String,
 ) -> io::Result<Exit> {
-    let color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let (waker, failed) = (inputs.waker(), inputs.waker());
-    let painter = Painter::start(FullScreen::open(color, options.mouse)?, move || failed.close())?;
+    let screen = FullScreen::start(options.mouse, move || failed.close())?;
     let backend = Backend::start(session.me(), way, options, Box::new(move || waker.wake()))?;
     let conversations = Conversations::default();
     let mut screen = Screen {
         session,
         backend,
         lines: Lines::default(),
-        views: Views { painter, conversations, mouse: options.mouse, rang: None, asking: None },
+        views: Views { screen, conversations, mouse: options.mouse, rang: None, asking: None },
         options: options.clone(),
         escaped: None,
         pastes: Pastes::default(),
@@ -106,9 +103,9 @@ pub fn run(
         exit.status = 1;
         exit.warnings.push(unsent);
     }
-    views.painter.end();
+    views.screen.want(|wanted| wanted.end = true);
     backend.finish(&exit);
-    views.painter.finish(&exit);
+    views.screen.finish(exit.waits);
     Ok(exit)
 }
 
@@ -176,9 +173,9 @@ impl Screen {
         let mut ends = woken.is_closed;
         for signal in woken.signals {
             match signal {
-                SIGWINCH => self.views.painter.redraw(),
+                SIGWINCH => self.views.screen.want(|wanted| wanted.redraw = true),
                 SIGTSTP => self.views.suspend(),
-                SIGCONT => self.views.painter.resume(),
+                SIGCONT => self.views.screen.want(|wanted| wanted.resume = true),
                 _ => ends = true,
             }
         }
@@ -292,7 +289,7 @@ impl Screen {
         };
         let frame = view::draw(&screen, terminal::size());
         self.views.conversations.drawn(frame.scroll);
-        self.views.painter.draw(frame);
+        self.views.screen.want(|wanted| wanted.frame = Some(frame));
     }
 }
 
@@ -301,9 +298,13 @@ impl Views {
         self.conversations.show(notice(text), &clock::day);
     }
 
+    fn bell(&self) {
+        self.screen.want(|wanted| wanted.bell = true);
+    }
+
     fn suspend(&mut self) {
         if signals::can_suspend() {
-            self.painter.suspend();
+            self.screen.want(|wanted| wanted.suspend = true);
         }
     }
 }
@@ -319,8 +320,11 @@ impl Front for Views {
             Display::Alert(from, place) => {
                 self.rang = Some(Instant::now());
                 match self.conversations.in_view(&place) {
-                    true => self.painter.bell(),
-                    false => self.painter.notify(format!("message from {from}")),
+                    true => self.bell(),
+                    false => {
+                        let text = format!("message from {from}");
+                        self.screen.want(|wanted| wanted.notification = Some(text));
+                    }
                 }
             }
             Display::Enter(with) => self.conversations.enter(with),
@@ -331,7 +335,7 @@ impl Front for Views {
             },
             Display::Mouse => {
                 self.mouse = !self.mouse;
-                self.painter.take_mouse(self.mouse);
+                self.screen.want(|wanted| wanted.mouse = Some(self.mouse));
                 self.notice(if self.mouse { MOUSE_TAKEN } else { MOUSE_LEFT }.into());
             }
             Display::Clear => self.conversations.clear(),

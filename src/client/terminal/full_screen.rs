@@ -1,14 +1,25 @@
-//! The full screen, from [`FullScreen::open`] to its drop.
+//! The full screen, written to by a thread of its own.
 //!
-//! Invariant: only rows that changed are written, each frame in one piece. A prompter does not live beside it.
+//! Invariant: nobody waits for the terminal: one that accepts no output (Ctrl-S, a hung ssh) delays drawing and nothing
+//! else. Only the newest frame waits; only rows that changed are written, each frame in one piece.
 
 use super::frame::{Frame, Row, Style};
-use super::{MOUSE_OFF, MOUSE_ON, enter, restore, size, write};
+use super::signals::obey;
+use super::{MOUSE_OFF, MOUSE_ON, abandon, enter, restore, size, write};
 use crate::client::text::{self, SAMPLES};
+use crate::sync::{lock, spawn};
+use signal_hook::consts::SIGTSTP;
 use std::fmt::{self, Write as _};
 use std::io;
+use std::mem::take;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 use termion::{clear, color, cursor, style};
 
+/// Time for the terminal to accept its former state at the end: it may have been paused with Ctrl-S.
+const FAREWELL: Duration = Duration::from_secs(30);
+/// The same, if the user does not wait.
+const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
 /// A link (OSC 8): its target follows, and without one it ends; then the end of the sequence.
 const LINK: &str = "\x1b]8;;";
 const ST: &str = "\x1b\\";
@@ -21,45 +32,150 @@ pub fn has_measured(row: u16, column: u16) -> bool {
     sample.is_some_and(|sample| text::measured(sample, usize::from(column.saturating_sub(1))))
 }
 
-/// See the module.
-pub struct FullScreen {
-    color: bool,
-    /// The mouse's reports are asked for.
-    mouse: bool,
-    /// What stands there now; empty when that is unknown.
-    shown: Vec<Row>,
+/// The full screen, from [`start`](FullScreen::start) to [`finish`](FullScreen::finish).
+pub struct FullScreen(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    wanted: Mutex<Wanted>,
+    changed: Condvar,
+}
+
+/// What to write next.
+#[derive(Default)]
+pub struct Wanted {
+    /// The next frame.
+    pub frame: Option<Frame>,
+    /// The contents of the screen are unknown: the next frame is drawn completely.
+    pub redraw: bool,
+    /// Rings.
+    pub bell: bool,
+    /// Rings, and asks the desktop to show this text (OSC 9).
+    pub notification: Option<String>,
+    /// Takes the mouse, or leaves it to the terminal.
+    pub mouse: Option<bool>,
+    /// Gives the terminal back and stops the process. SIGCONT, which continues it, asks to `resume`.
+    pub suspend: bool,
+    /// Takes the terminal again, even if a shell has changed its modes.
+    pub resume: bool,
+    /// Gives the terminal back.
+    pub end: bool,
+    is_new: bool,
+    /// The thread has ended, and the terminal is as before.
+    has_ended: bool,
 }
 
 impl FullScreen {
-    /// Takes the screen over, and the mouse if wanted. Without `color` there is still bold and reverse.
+    /// Takes the screen, and the mouse if wanted. `failed` is called if the terminal cannot be written to.
     ///
     /// # Errors
-    /// If there is no terminal, or its modes cannot be set.
-    pub fn open(color: bool, mouse: bool) -> io::Result<FullScreen> {
-        let mut terminal = FullScreen { color, mouse, shown: Vec::new() };
-        terminal.resume()?;
-        Ok(terminal)
+    /// If there is no terminal, its modes cannot be set, or no thread is available.
+    pub fn start(mouse: bool, failed: impl FnOnce() + Send + 'static) -> io::Result<FullScreen> {
+        let color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let mut painter = Painter { color, mouse, shown: Vec::new() };
+        painter.resume()?;
+        let shared = Arc::<Shared>::default();
+        let me = shared.clone();
+        spawn("screen", move || {
+            let painted = painter.run(&me);
+            restore();
+            lock(&me.wanted).has_ended = true;
+            me.changed.notify_all();
+            if painted.is_err() {
+                failed();
+            }
+        })?;
+        Ok(FullScreen(shared))
     }
 
-    /// Takes the mouse, or leaves it to the terminal.
-    ///
-    /// # Errors
-    /// If the terminal cannot be written to.
-    pub fn take_mouse(&mut self, taken: bool) -> io::Result<()> {
-        self.mouse = taken;
-        write(if taken { MOUSE_ON } else { MOUSE_OFF })
+    /// Changes what is written next.
+    pub fn want(&self, change: impl FnOnce(&mut Wanted)) {
+        let mut wanted = lock(&self.0.wanted);
+        change(&mut wanted);
+        wanted.is_new = true;
+        self.0.changed.notify_all();
     }
 
-    /// Shows the frame; writes only the rows that changed.
-    ///
-    /// # Errors
-    /// If the terminal cannot be written to.
-    pub fn draw(&mut self, frame: &Frame) -> io::Result<()> {
-        let out = self.difference(frame).expect("a string takes everything written to it");
+    /// Waits until the terminal is given back: up to 30 s, or half a second if the user does not wait. Its modes are
+    /// restored even if it accepts no output.
+    pub fn finish(self, waits: bool) {
+        self.want(|wanted| wanted.end = true);
+        let patience = if waits { FAREWELL } else { HURRIED_FAREWELL };
+        let wanted = lock(&self.0.wanted);
+        drop(self.0.changed.wait_timeout_while(wanted, patience, |wanted| !wanted.has_ended));
+        abandon();
+    }
+}
+
+/// The thread's state.
+struct Painter {
+    /// Without colours there is still bold and reverse.
+    color: bool,
+    /// The mouse's reports are requested.
+    mouse: bool,
+    /// The rows on the screen; empty if unknown.
+    shown: Vec<Row>,
+}
+
+impl Painter {
+    fn run(&mut self, shared: &Shared) -> io::Result<()> {
+        self.measure()?;
+        loop {
+            let wanted = shared.changed.wait_while(lock(&shared.wanted), |wanted| !wanted.is_new);
+            let wanted = take(&mut *wanted.unwrap_or_else(PoisonError::into_inner));
+            if wanted.end {
+                return Ok(());
+            }
+            self.paint(wanted)?;
+        }
+    }
+
+    fn paint(&mut self, wanted: Wanted) -> io::Result<()> {
+        if wanted.suspend {
+            restore();
+            obey(SIGTSTP);
+        }
+        if wanted.resume {
+            self.resume()?;
+            self.measure()?;
+        }
+        if let Some(taken) = wanted.mouse {
+            self.mouse = taken;
+            write(if taken { MOUSE_ON } else { MOUSE_OFF })?;
+        }
+        if wanted.redraw {
+            self.shown.clear();
+        }
+        if let Some(frame) = wanted.frame {
+            let out = self.difference(&frame).expect("a string takes everything written to it");
+            self.shown.clear();
+            write(&out)?;
+            self.shown = frame.rows;
+        }
+        match wanted.notification {
+            Some(text) => write(&format!("\x07\x1b]9;{}\x07", text.replace(char::is_control, ""))),
+            None if wanted.bell => write("\x07"),
+            None => Ok(()),
+        }
+    }
+
+    fn resume(&mut self) -> io::Result<()> {
         self.shown.clear();
-        write(&out)?;
-        self.shown.clone_from(&frame.rows);
-        Ok(())
+        enter(true)?;
+        write(if self.mouse { MOUSE_ON } else { "" })
+    }
+
+    /// Asks how wide the terminal shows what terminals do not agree about, each in a row of its own: the answers (CPR)
+    /// report the cursor's position. The next frame is drawn over it.
+    fn measure(&mut self) -> io::Result<()> {
+        // On a lower screen the answers could not be told apart.
+        if usize::from(size().rows) < SAMPLES.len() + 1 {
+            return Ok(());
+        }
+        let ask =
+            |(row, sample): (u16, &(&str, _, _))| format!("{}{}\x1b[6n", cursor::Goto(1, row), sample.0);
+        self.shown.clear();
+        write(&(FIRST_SAMPLE..).zip(&SAMPLES).map(ask).collect::<String>())
     }
 
     fn difference(&self, frame: &Frame) -> Result<String, fmt::Error> {
@@ -75,7 +191,7 @@ impl FullScreen {
             // Cleared first: after a full row this would clear its last column.
             write!(out, "{}{}", cursor::Goto(1, n), clear::CurrentLine)?;
             for span in line {
-                self.paint(&mut out, span.style)?;
+                self.style(&mut out, span.style)?;
                 match &span.link {
                     Some(target) => write!(out, "{LINK}{target}{ST}{}{LINK}{ST}{}", span.text, style::Reset)?,
                     None => write!(out, "{}{}", span.text, style::Reset)?,
@@ -87,7 +203,7 @@ impl FullScreen {
         Ok(out)
     }
 
-    fn paint(&self, out: &mut String, style: Style) -> fmt::Result {
+    fn style(&self, out: &mut String, style: Style) -> fmt::Result {
         if let Some(index) = style.color.filter(|_| self.color) {
             write!(out, "{}", color::Fg(color::AnsiValue(index)))?;
         }
@@ -102,65 +218,6 @@ impl FullScreen {
         }
         Ok(())
     }
-
-    /// Forgets what stands on the screen: it was resized or written over.
-    pub fn redraw(&mut self) {
-        self.shown.clear();
-    }
-
-    /// Rings.
-    ///
-    /// # Errors
-    /// If the terminal cannot be written to.
-    pub fn bell(&mut self) -> io::Result<()> {
-        write("\x07")
-    }
-
-    /// Rings, and asks the desktop to show a text (OSC 9).
-    ///
-    /// # Errors
-    /// If the terminal cannot be written to.
-    pub fn notify(&mut self, text: &str) -> io::Result<()> {
-        let text = text.replace(char::is_control, "");
-        write(&format!("\x07\x1b]9;{text}\x07"))
-    }
-
-    /// Gives the terminal back, for Ctrl-Z: the caller stops the process; SIGCONT asks to [`resume`](Self::resume).
-    pub fn suspend(&mut self) {
-        restore();
-    }
-
-    /// Takes it over again, also where a shell has changed its modes; the next [`draw`](Self::draw) paints everything.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn resume(&mut self) -> io::Result<()> {
-        self.redraw();
-        enter(true)?;
-        write(if self.mouse { MOUSE_ON } else { "" })
-    }
-
-    /// Asks how wide the terminal shows what terminals do not agree about, each in a row of its own: the answers (CPR)
-    /// tell where the cursor came to stand. The next frame is drawn over it. Only for a program that reads the answers.
-    ///
-    /// # Errors
-    /// If the terminal cannot be written to.
-    pub fn measure(&mut self) -> io::Result<()> {
-        // On a lower screen the answers could not be told apart.
-        if usize::from(size().rows) < SAMPLES.len() + 1 {
-            return Ok(());
-        }
-        let ask =
-            |(row, sample): (u16, &(&str, _, _))| format!("{}{}\x1b[6n", cursor::Goto(1, row), sample.0);
-        self.redraw();
-        write(&(FIRST_SAMPLE..).zip(&SAMPLES).map(ask).collect::<String>())
-    }
-}
-
-impl Drop for FullScreen {
-    fn drop(&mut self) {
-        restore();
-    }
 }
 
 #[cfg(test)]
@@ -174,15 +231,15 @@ mod tests {
         Frame { rows, cursor: (2, 1), scroll: 0 }
     }
 
-    fn terminal(color: bool, shown: &[&str]) -> FullScreen {
-        FullScreen { color, mouse: true, shown: frame(shown).rows }
+    fn painter(color: bool, shown: &[&str]) -> Painter {
+        Painter { color, mouse: true, shown: frame(shown).rows }
     }
 
     #[test]
     fn only_what_changed_is_written() {
-        let out = terminal(true, &["one", "two"]).difference(&frame(&["one", "2"])).expect("a string");
+        let out = painter(true, &["one", "two"]).difference(&frame(&["one", "2"])).expect("a string");
         assert_eq!(out, "\x1b[?25l\x1b[2;1H\x1b[2K\x1b[38;5;31m\x1b[1m2\x1b[m\x1b[2;3H\x1b[?25h");
-        let out = terminal(true, &["one"]).difference(&frame(&["one", "two"])).expect("a string");
+        let out = painter(true, &["one"]).difference(&frame(&["one", "two"])).expect("a string");
         assert!(out.contains("\x1b[2J") && out.contains("one") && out.contains("two"));
     }
 
@@ -190,7 +247,7 @@ mod tests {
     fn links_are_opened_and_closed_around_their_text() {
         let mut linked = frame(&["https://a.org"]);
         linked.rows[0][0].link = Some("https://a.org".into());
-        let out = terminal(false, &[]).difference(&linked).expect("a string");
+        let out = painter(false, &[]).difference(&linked).expect("a string");
         assert!(out.contains("\x1b]8;;https://a.org\x1b\\https://a.org\x1b]8;;\x1b\\\x1b[m"), "{out:?}");
     }
 
@@ -203,15 +260,14 @@ mod tests {
 
     #[test]
     fn without_color_there_is_still_bold() {
-        let out = terminal(false, &[]).difference(&frame(&["one"])).expect("a string");
+        let out = painter(false, &[]).difference(&frame(&["one"])).expect("a string");
         assert!(out.contains("\x1b[1mone") && !out.contains("38;5"), "{out:?}");
     }
 
     #[test]
     fn terminal_of_another_job_is_left_alone() {
-        let mut terminal = terminal(true, &[]);
-        terminal.draw(&frame(&["one"])).expect("nothing to fail");
-        terminal.bell().expect("nothing to fail");
-        terminal.suspend();
+        let wanted =
+            Wanted { frame: Some(frame(&["one"])), bell: true, mouse: Some(true), ..Wanted::default() };
+        painter(true, &[]).paint(wanted).expect("nothing to fail");
     }
 }
