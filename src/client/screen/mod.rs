@@ -80,9 +80,8 @@ pub fn run(
     options: &Options,
     greeting: String,
 ) -> io::Result<Exit> {
-    let (waker, failed) = (inputs.waker(), inputs.waker());
-    let screen = FullScreen::start(options.mouse, move || failed.close())?;
-    let backend = Backend::start(session.me(), way, options, Box::new(move || waker.wake()))?;
+    let screen = FullScreen::start(options.mouse, inputs.closer())?;
+    let backend = Backend::start(session.me(), way, options, Box::new(inputs.waker()))?;
     let conversations = Conversations::default();
     let mut screen = Screen {
         session,
@@ -164,7 +163,7 @@ impl Screen {
         }
     }
 
-    /// Does what keys and signals say; how the client ends, if it does.
+    /// Handles keys and signals; returns how the client ends, if it does.
     fn react(&mut self, woken: Woken) -> Option<Exit> {
         if !woken.keys.is_empty() {
             self.backend.touch();
@@ -253,14 +252,11 @@ impl Screen {
         let tabs = self.views.conversations.all().iter().enumerate().map(tab).collect();
         let view = self.views.conversations.current();
         let unseen = Editor::default();
-        let (alarm, link) = if self.over.is_some() {
-            ("THE SESSION IS OVER: Ctrl-C leaves".into(), String::new())
-        } else if let Some(leaving) = session.leaving() {
-            (leaving, session.connection())
-        } else if session.is_heard() {
-            (String::new(), session.connection())
-        } else {
-            (session.connection(), String::new())
+        let (alarm, link) = match (&self.over, session.leaving()) {
+            (Some(_), _) => ("THE SESSION IS OVER: Ctrl-C leaves".into(), String::new()),
+            (None, Some(leaving)) => (leaving, session.connection()),
+            (None, None) if session.is_heard() => (String::new(), session.connection()),
+            (None, None) => (session.connection(), String::new()),
         };
         let tls = if self.options.tls { "" } else { "NO TLS" };
         let safety: Vec<&str> = [tls, trust].into_iter().filter(|part| !part.is_empty()).collect();
@@ -268,7 +264,6 @@ impl Screen {
             tabs,
             alarm,
             link,
-            encryption: "end-to-end encrypted".into(),
             trust: safety.join(" · "),
             me: session.me().to_string(),
             online: session.online(),

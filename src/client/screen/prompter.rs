@@ -66,11 +66,11 @@ impl<'a> Prompter<'a> {
         Ok(answer)
     }
 
-    /// Asks for passwords and shows nothing of them; `None` if the user backed out.
+    /// Asks for a password and shows nothing of it: the last answer; `None` if the user backed out.
     ///
     /// # Errors
     /// As [`line`](Self::line).
-    pub fn passwords(&mut self, questions: Questions) -> io::Result<Option<Vec<Password>>> {
+    pub fn password(&mut self, questions: Questions) -> io::Result<Option<Password>> {
         self.inputs.taken_by(Taker::Question);
         let mut dialog = PasswordDialog::new(questions);
         write(dialog.label())?;
@@ -88,7 +88,7 @@ impl<'a> Prompter<'a> {
         }
         self.inputs.taken_by(Taker::Nobody);
         write("\r\n")?;
-        Ok(dialog.answers())
+        Ok(dialog.answers().and_then(|mut answers| answers.pop()))
     }
 
     /// The next key; `None` if it backs out.

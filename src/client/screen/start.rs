@@ -1,4 +1,4 @@
-//! Before the login: the start menu and its questions. Every one of them can be backed out of.
+//! Before the login: the start menu and its questions. The user can back out of each.
 
 use super::password_dialog::{LOG_IN, REGISTER, REGISTER_KEY};
 use super::prompter::Prompter;
@@ -12,23 +12,20 @@ use crate::name::Username;
 use std::io;
 use std::path::PathBuf;
 
-/// Asks until somebody is logged in; `None` if the person wants to leave.
+/// Asks until a login succeeds; `None` if the user leaves.
 ///
 /// # Errors
 /// If the terminal is gone.
 pub fn ask(options: &Options, prompter: &mut Prompter<'_>) -> io::Result<Option<(Connection, LoggedIn)>> {
     let mut file = options.password_file.clone();
-    if let Some(name) = &options.user {
-        let attempt = with_name(options, &mut file, prompter, name.clone(), options.register)?;
-        if attempt.is_some() {
-            return Ok(attempt);
-        }
-    }
+    let mut chosen = options.user.clone().map(|name| (name, options.register));
     loop {
-        prompter.println("\n")?;
-        prompter.println("  1  create an account")?;
-        prompter.println("  2  log in")?;
-        prompter.println("  3  exit")?;
+        if let Some((name, register)) = chosen.take()
+            && let Some(login) = with_name(options, &mut file, prompter, name, register)?
+        {
+            return Ok(Some(login));
+        }
+        prompter.println("\n  1  create an account\n  2  log in\n  3  exit")?;
         let Some(choice) = prompter.line("> ")? else {
             return Ok(None);
         };
@@ -42,13 +39,7 @@ pub fn ask(options: &Options, prompter: &mut Prompter<'_>) -> io::Result<Option<
                 continue;
             }
         };
-        let Some(name) = ask_name(prompter, register)? else {
-            continue;
-        };
-        let attempt = with_name(options, &mut file, prompter, name, register)?;
-        if attempt.is_some() {
-            return Ok(attempt);
-        }
+        chosen = ask_name(prompter, register)?.map(|name| (name, register));
     }
 }
 
@@ -58,7 +49,7 @@ fn ask_name(prompter: &mut Prompter<'_>, register: bool) -> io::Result<Option<Us
             return Ok(None);
         };
         match line.trim().parse::<Username>() {
-            // The server refuses it, too, but only after the passwords.
+            // The server refuses it, too, but only after the password.
             Ok(name) if register && name.is_reserved() => {
                 prompter.println(&format!("the name {} is reserved: choose another", name.as_str()))?;
             }
@@ -69,8 +60,8 @@ fn ask_name(prompter: &mut Prompter<'_>, register: bool) -> io::Result<Option<Us
     }
 }
 
-/// `file` holds the password, until it turns out to be a wrong one: then the person is asked, until one is right. The menu
-/// would show what is typed next.
+/// Takes the password from `file` until it turns out to be wrong, then asks until one is right: the menu would show a
+/// password that is typed next.
 fn with_name(
     options: &Options,
     file: &mut Option<PathBuf>,
@@ -95,7 +86,7 @@ fn with_name(
                     prompter.println(&error.to_string())?;
                     *file = None;
                 }
-                prompter.passwords(questions)?.and_then(|mut passwords| passwords.pop())
+                prompter.password(questions)?
             }
         };
         let Some(password) = password.filter(|password| !password.expose().is_empty()) else {
@@ -130,7 +121,8 @@ fn with_name(
     }
 }
 
-/// Connects, which may take as long as a server that does not answer, asks if need be, and then says what is done next.
+/// Connects, which may take long if the server does not answer; asks about an unknown server; then prints what is done
+/// next.
 fn connect_asking(
     options: &Options,
     prompter: &mut Prompter<'_>,
@@ -159,7 +151,7 @@ fn connect_asking(
     });
     let connection = connection
         .map_err(|error| if is_declined { StartError::Declined(options.server()) } else { error })?;
-    // A terminal that is gone is noticed at the next question.
+    // The next question notices if the terminal is gone.
     let _ = prompter.println(doing);
     Ok(connection)
 }

@@ -33,8 +33,6 @@ pub struct Status {
     pub tabs: Vec<Tab>,
     /// "online", "online, 2 pending".
     pub link: String,
-    /// How messages are protected.
-    pub encryption: String,
     /// What to be careful about: that there is no TLS, whether the other person's key was verified.
     pub trust: String,
     /// The reader's own name.
@@ -69,6 +67,8 @@ pub struct Screen<'a> {
     pub clock: &'a dyn Fn(u64) -> String,
 }
 
+/// How messages are protected.
+const ENCRYPTION: &str = "end-to-end encrypted";
 /// The most rows of progress bars; a small screen has fewer.
 const MAX_BARS: usize = 4;
 /// The fewest columns for a hint: a shorter one is useless.
@@ -179,12 +179,12 @@ fn status_line(screen: &Screen, scroll: usize, columns: usize) -> Row {
         1 => "1 person".into(),
         n => format!("{n} people"),
     };
-    let Status { alarm, tabs, link, encryption, trust, me, server, .. } = screen.status;
+    let Status { alarm, tabs, link, trust, me, server, .. } = screen.status;
     // On a narrow screen, where a line goes and whether that is safe are cut last.
     let urgent: usize = [&above, alarm, trust].into_iter().map(|part| width(part) + 3).sum();
     let tabs = tabs_line(tabs, (columns * 2 / 3).min(columns.saturating_sub(urgent)));
-    let parts = [&above, &tabs, trust, alarm, link, encryption, me, &people, server];
-    let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+    let mut parts = vec![above.as_str(), &tabs, trust, alarm, link, ENCRYPTION, me, &people, server];
+    parts.retain(|part| !part.is_empty());
     across(&parts.join(" · "), columns)
 }
 
@@ -283,7 +283,6 @@ mod tests {
             alarm: String::new(),
             tabs: vec![Tab { name: "room with bob".into(), unread: 0, current: true }],
             link: "online".into(),
-            encryption: "end-to-end encrypted".into(),
             trust: "verified".into(),
             me: "carol".into(),
             online: 3,
@@ -358,7 +357,6 @@ mod tests {
             alarm: "CONNECTION LOST, trying again in 12 s, 3 pending".into(),
             tabs: vec![tab("everyone", false), tab("room with bob?", true), tab("carol", false)],
             trust: "NO TLS · not verified".into(),
-            encryption: "end-to-end encrypted".into(),
             ..Status::default()
         };
         let (editor, entries) = (Editor::for_messages(), VecDeque::new());

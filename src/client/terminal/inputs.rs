@@ -1,7 +1,8 @@
-//! What comes from the terminal and from signals: one place where it waits, from the first question to the end.
+//! The input of the terminal, and signals, from the first question to the end.
 //!
-//! Invariant: what is typed ahead is kept (README#the-screen). One thread reads the terminal and one takes signals. The
-//! owner waits for both and for its events in [`Inputs::next`]; only the reader waits for the owner, when much is typed ahead.
+//! Invariant: what is typed ahead is kept (README#the-screen). One thread reads the terminal and one takes signals; the
+//! owner waits for both, and for its events, in [`Inputs::next`]. Only the reader waits for the owner, when much is typed
+//! ahead.
 
 use super::input::{Decoder, Key, Keys, are_lines};
 use super::signals::{can_suspend, obey, on_signals};
@@ -19,36 +20,36 @@ use zeroize::Zeroizing;
 
 /// Lines that follow one another this closely are one paste, however many reads they take.
 const BURST: Duration = Duration::from_millis(10);
-/// Nobody types as many keys in one read: there may be more to come.
+/// Keys in one read that are no typing: more may follow.
 const MANY: usize = 256;
-/// Keys after which such a paste is handed on, whatever comes.
+/// Keys after which such a paste is handed on in any case.
 const MAX_BURST: usize = 64 * 1024;
 /// Reads that may wait, of at most 1 KiB each: more than the longest line.
 const MAX_PIECES: usize = 64;
 /// Ctrl-C.
 const INTERRUPT: u8 = 3;
-/// A question waits this long for a key before it looks again.
+/// A question checks again after this time without a key.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Who takes what comes.
+/// The taker of keys and signals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Taker {
-    /// Nobody: the client connects. Ctrl-C and signals end it, or stop it.
+    /// None: the client connects. Ctrl-C and signals end it, or stop it.
     #[default]
     Nobody,
     /// A question takes keys. Signals end the client, or stop it.
     Question,
     /// The full screen takes keys and signals.
     Screen,
-    /// Nobody any more: the client ends, and a signal ends it at once.
+    /// None any more: the client ends, and a signal ends it at once.
     End,
 }
 
-/// What has come.
+/// What has arrived.
 pub struct Woken {
-    /// Those of one read, or of one paste, together.
+    /// The keys of one read, or of one paste, together.
     pub keys: VecDeque<Keys>,
-    /// What the screen has to react to.
+    /// Signals for the screen.
     pub signals: BTreeSet<i32>,
     /// The terminal is gone.
     pub is_closed: bool,
@@ -58,13 +59,13 @@ pub struct Woken {
 pub struct Inputs {
     shared: Arc<Shared>,
     decoder: Decoder,
-    /// When the latest bytes were read, of those that were decoded.
+    /// When the latest decoded bytes were read.
     read: Instant,
-    /// Keys of that read, which more may follow until then.
+    /// The keys of that read; more may follow until `until`.
     latest: Keys,
     until: Instant,
     ready: VecDeque<Keys>,
-    /// What is left of a read of which a question has taken some; the next is the last.
+    /// The rest of a read of which a question has taken some keys, last key first.
     rest: Keys,
 }
 
@@ -76,7 +77,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Waiting {
-    /// What was read, and when.
+    /// Bytes, and when they were read.
     pieces: VecDeque<(Instant, Zeroizing<Vec<u8>>)>,
     signals: BTreeSet<i32>,
     is_woken: bool,
@@ -87,22 +88,6 @@ struct Waiting {
 impl Waiting {
     fn is_nothing(&self) -> bool {
         self.pieces.is_empty() && self.signals.is_empty() && !self.is_woken && !self.is_closed
-    }
-}
-
-/// Wakes the owner of the [`Inputs`], and never waits for it.
-#[derive(Clone)]
-pub struct Waker(Arc<Shared>);
-
-impl Waker {
-    /// An event waits.
-    pub fn wake(&self) {
-        self.0.change(|waiting| waiting.is_woken = true);
-    }
-
-    /// The terminal is gone.
-    pub fn close(&self) {
-        self.0.change(|waiting| waiting.is_closed = true);
     }
 }
 
@@ -132,7 +117,7 @@ impl Shared {
         }
     }
 
-    /// Keeps a signal for the screen, or does at once what it asks for. A second signal to end does not wait for the screen.
+    /// Keeps a signal for the screen, or acts on it at once. A second signal to end does not wait for the screen.
     fn signal(&self, signal: i32, was_stopped: &mut bool) {
         let is_end = !matches!(signal, SIGWINCH | SIGTSTP | SIGCONT);
         let mut waiting = lock(&self.waiting);
@@ -160,16 +145,16 @@ impl Shared {
 }
 
 impl Inputs {
-    /// Begins to read, and to take signals; a process needs only one.
+    /// Starts to read, and to take signals. A process needs only one.
     ///
     /// # Errors
     /// If standard input is closed, or no thread is available.
     pub fn open() -> io::Result<Inputs> {
-        // A handle of its own: `Stdin` would keep a copy of what is typed, passwords too.
+        // Its own handle: `Stdin` would keep a copy of what is typed, even of passwords.
         let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
         let inputs = Inputs::new();
         let (reads, asked) = (inputs.shared.clone(), inputs.shared.clone());
-        // Nothing waits for this thread: it ends with the input or with the process.
+        // No thread joins it: it ends with the input or with the process.
         spawn("keyboard", move || reads.read(input))?;
         let mut was_stopped = false;
         let which = [SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT, SIGTSTP];
@@ -183,17 +168,24 @@ impl Inputs {
         Inputs { shared, decoder, read: now, latest, until: now, ready: VecDeque::new(), rest }
     }
 
-    /// Says who takes what comes from now on.
+    /// Changes the taker of keys and signals.
     pub fn taken_by(&self, taker: Taker) {
         lock(&self.shared.waiting).taker = taker;
     }
 
-    /// What wakes the owner.
-    pub fn waker(&self) -> Waker {
-        Waker(self.shared.clone())
+    /// Wakes the owner for an event, and never waits for it.
+    pub fn waker(&self) -> impl Fn() + Send + Sync + 'static {
+        let shared = self.shared.clone();
+        move || shared.change(|waiting| waiting.is_woken = true)
     }
 
-    /// What comes within this time; it may also be nothing, and sooner.
+    /// Reports that the terminal is gone.
+    pub fn closer(&self) -> impl Fn() + Send + 'static {
+        let shared = self.shared.clone();
+        move || shared.change(|waiting| waiting.is_closed = true)
+    }
+
+    /// What arrives within this time; possibly nothing, and earlier.
     pub fn next(&mut self, wait: Duration) -> Woken {
         let now = Instant::now();
         let held = is_burst(&self.latest).then_some(self.until);
@@ -214,7 +206,7 @@ impl Inputs {
         drop(waiting);
         // There is room again.
         self.shared.changed.notify_all();
-        // A question has left them: they came first.
+        // A question has left them: they are the oldest.
         let mut rest = take(&mut self.rest);
         rest.reverse();
         if !rest.is_empty() {
@@ -223,7 +215,7 @@ impl Inputs {
         let has_read = !pieces.is_empty();
         pieces.into_iter().for_each(|(read, piece)| self.feed(read, &piece));
         let is_over = |end: Instant| is_closed || !has_read && Instant::now() >= end;
-        // Also at the end of the input: what has begun before it is still something.
+        // At the end of the input, too: an incomplete key before it still counts.
         if self.decoder.deadline().is_some_and(is_over) {
             let more = self.decoder.expire();
             self.latest = joined(take(&mut self.latest), more);
@@ -237,7 +229,7 @@ impl Inputs {
     fn feed(&mut self, read: Instant, piece: &[u8]) {
         let more = self.decoder.feed(piece, read);
         let gap = read.saturating_duration_since(self.read);
-        // A paste may take several reads, but what was typed later and waited is none of it.
+        // A paste may take several reads; keys typed later that waited do not belong to it.
         if is_burst(&self.latest) && gap < BURST {
             self.latest = joined(take(&mut self.latest), more);
         } else {
@@ -272,7 +264,7 @@ impl Inputs {
         }
     }
 
-    /// Takes back a key that [`key`](Self::key) gave.
+    /// Takes back a key from [`key`](Self::key).
     pub fn give_back(&mut self, key: Key) {
         self.rest.push(key);
     }
@@ -283,7 +275,7 @@ fn is_burst(keys: &Keys) -> bool {
     (are_lines(keys) || keys.len() >= MANY) && keys.len() < MAX_BURST
 }
 
-/// Without a buffer that grows, which would leave copies behind.
+/// Both, without a growing buffer, which would leave copies behind.
 fn joined(mut before: Keys, mut more: Keys) -> Keys {
     let mut both = Keys::new(Vec::with_capacity(before.len() + more.len()));
     [&mut before, &mut more].into_iter().for_each(|keys| both.append(keys));
@@ -315,7 +307,7 @@ mod tests {
             inputs.next(LONG).keys.iter().for_each(|keys| rest.extend(keys.iter().cloned()));
         }
         assert_eq!(rest, [Key::Enter, Key::Char('b'), Key::Escape]);
-        inputs.waker().close();
+        inputs.closer()();
         assert_eq!(inputs.key(), None);
     }
 
@@ -325,7 +317,7 @@ mod tests {
         let reads = inputs.next(LONG).keys;
         let reads: Vec<_> = reads.into_iter().map(|keys| Pastes::default().join(keys).to_vec()).collect();
         assert_eq!(reads[0], [Key::Paste("one\ntwo\n/exit\n".into())]);
-        assert_eq!((reads.len(), reads[1].last()), (2, Some(&Key::Enter)), "what was typed later");
+        assert_eq!((reads.len(), reads[1].last()), (2, Some(&Key::Enter)), "keys that were typed later");
     }
 
     #[test]
