@@ -1,8 +1,8 @@
-//! The client: key thread and network thread → one channel → one owner of all state
-//! ([`session`]) → a pure view → the terminal, or lines.
+//! The client: keys, lines and the network's events → one owner of all state ([`session`]) → a pure view on the
+//! terminal, or lines.
 //!
-//! Invariant: everything from the server is hostile until checked; the two front ends (`screen` and [`plain`])
-//! show the same entries of the same session, whose `backend` is the same, too.
+//! Invariant: everything from the server is hostile until checked; both front ends ([`screen`] and [`plain`]) show the
+//! same entries of the same session, and use the same `backend`.
 
 pub mod audience;
 mod backend;
@@ -47,7 +47,7 @@ use terminal::inputs::Inputs;
 
 const NO_TLS: &str = "WARNING: --no-tls: anyone on the network path can see who talks to whom, take \
     over your login, and guess your password";
-/// The terminal has this long to show why the program ends.
+/// Time for the terminal to show why the program ends.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs the client; the exit status: 0, 1 for a failure, 2 for wrong usage.
@@ -68,13 +68,13 @@ pub fn run(options: &Options) -> u8 {
     })
 }
 
-/// Makes the folders, and closes private files to others; one sentence for each.
+/// Makes the folders, and closes private files to other users; returns one sentence for each.
 fn prepare(options: &Options) -> Result<Vec<String>, StartError> {
     let mut folders = vec!["keys", "files", "files/received", "files/sent"];
-    // Without the option there is no trace of it.
+    // Without the option, the folder does not exist.
     folders.extend(options.keep_history.then_some("history"));
     disk::private_folders(&options.data_dir, &folders).map_err(StartError::Disk)?;
-    // A folder of one's own may hold other things.
+    // The user's own folder may contain other files.
     let is_ours = |name: &str| ["known_", "ignored"].iter().any(|begin| name.starts_with(begin));
     let mut closed = disk::close_to_others(&options.data_dir, is_ours);
     for folder in ["keys", "history"] {
@@ -83,10 +83,10 @@ fn prepare(options: &Options) -> Result<Vec<String>, StartError> {
     Ok(closed)
 }
 
-/// What is remembered of others, and what is worth knowing about the files, as sentences.
+/// The memory of other users, and notices about its files.
 type Memory = (TrustStore, Ignored, Vec<String>);
 
-/// It is read before a login, which would end an older session for nothing if a file is damaged.
+/// Reads the memory before a login, which would end an older session in vain if a file is damaged.
 fn read_memory(options: &Options) -> Result<Memory, StartError> {
     let (notices, folder, server) = (prepare(options)?, &options.data_dir, options.server());
     let trust = TrustStore::open(folder, &server).map_err(StartError::Disk)?;
@@ -102,7 +102,7 @@ fn begin(
 ) -> Result<(Session, Way, String), StartError> {
     let mut history = History::new(options, &login.credentials.name, &login.credentials.identity);
     let earlier = history.load(&mut notices).map_err(|error| {
-        // Or one would seem to be there for a minute.
+        // Otherwise other users see us online until the grace period ends.
         let _ = connection.say(&ClientMessage::Logout);
         StartError::Disk(error)
     })?;
@@ -151,7 +151,7 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
         });
         match greeted.and_then(|()| start::ask(options, &mut prompter)) {
             Ok(login) => login,
-            // The terminal is gone, and with it the person.
+            // The terminal is gone, and the user with it.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
             Err(error) => return Err(StartError::Disk(error)),
         }
@@ -170,7 +170,7 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     Ok(exit.status)
 }
 
-/// Prints why the program ends. A terminal that accepts no output does not hold up the end.
+/// Prints why the program ends. A terminal that accepts no output does not delay the end.
 fn print_last(text: &str) {
     let (done, printed) = sync_channel(1);
     let text = charset::shown(text).into_owned();

@@ -1,6 +1,6 @@
-//! The client as a line filter: what one would type in, one line an event out, no escape sequences.
+//! Plain mode: typed lines in, one line for each event out, no escape sequences.
 //!
-//! Invariant: it never asks; each line is flushed; output that nobody reads holds up the session, and never the network.
+//! Invariant: it never asks; each line is flushed; output without a reader delays the session, and never the network.
 
 use super::backend::{Backend, Front, Passwords, drive};
 use super::entry::{Entry, SendState, Source};
@@ -23,12 +23,12 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-/// Lines that the thread of the input may be ahead.
+/// Lines that the input's thread may be ahead.
 const QUEUE: usize = 16;
-/// Time passes at least this often: deadlines are met to the second.
+/// The session gets the time at least this often: deadlines are met to the second.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Runs until the input ends or the connection does.
+/// Runs until the input or the connection ends.
 ///
 /// # Errors
 /// If the output cannot be written, or no thread can be started.
@@ -38,7 +38,7 @@ pub fn run(
     options: &Options,
     greeting: &str,
 ) -> io::Result<Exit> {
-    // A wake says nothing but that it is time to look: one that waits is enough.
+    // One waiting wake-up is enough.
     let (wake, waking) = sync_channel(1);
     let (lines, typed) = sync_channel(QUEUE);
     let printer = Printer::start(options.times)?;
@@ -93,7 +93,8 @@ impl Plain {
                 let signal = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                 self.printer.print(format!("! ended by {signal}"));
             }
-            // Otherwise a script would wait as long as the network is silent. At the end, the session has its own patience.
+            // Otherwise a script would wait as long as the network is silent. When leaving, the session has its own
+            // patience.
             let is_silent = session.owed().is_some_and(|since| since.elapsed() >= FAREWELL);
             let is_unheard = is_silent && !session.is_leaving() && lines.end();
             if stopped.is_some() || self.printer.has_failed() || is_unheard {
@@ -135,7 +136,7 @@ impl Front for Plain {
         None
     }
 
-    /// The old one is in the file that it came from.
+    /// The old password is in the file of the options.
     fn passwords(&mut self, file: Option<String>) -> Passwords {
         let old = self.password_file.clone();
         Box::new(move || {
@@ -149,7 +150,7 @@ impl Front for Plain {
     }
 }
 
-/// Reads lines of bounded length. A longer line is cut where the session will refuse it.
+/// Reads lines. A longer one is cut at a length that the session refuses.
 fn read_lines(lines: SyncSender<Typed>, wake: &SyncSender<()>) {
     let mut input = io::stdin().lock();
     let limit = MAX_TEXT as u64 * 2;
@@ -172,12 +173,12 @@ fn read_lines(lines: SyncSender<Typed>, wake: &SyncSender<()>) {
         }
         let _ = wake.try_send(());
     }
-    // The end of the lines is the end of their channel: the loop is woken to see it.
+    // The end of the channel is the end of the lines: wake the loop to see it.
     drop(lines);
     let _ = wake.try_send(());
 }
 
-/// The text of line `number`, without its end. Only before the first one, some editors put a byte order mark.
+/// The text of line `number`, without its end. Some editors put a byte order mark before the first line.
 fn decode(line: &[u8], number: u64) -> Typed {
     let line = if number == 1 { line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line) } else { line };
     let problem = match std::str::from_utf8(line) {

@@ -1,7 +1,7 @@
-//! What keys do on the full screen: lines, those that wait for the session, and the question for a new password.
+//! The keys of the full screen: lines, those that wait for the session, and the dialog for a new password.
 //!
-//! Invariant: a line goes where the screen said when it was typed; what is typed as a password is never a line, and
-//! never shown (README#the-screen).
+//! Invariant: a line goes where the screen said when it was typed; a password is never sent as a line, and never shown
+//! (README#the-screen).
 
 use super::Screen;
 use super::password_dialog::{CHANGE, PasswordDialog, Step};
@@ -16,7 +16,7 @@ use crate::client::terminal::input::{Key, Keys, Pastes};
 use crate::name::Username;
 use std::time::{Duration, Instant};
 
-/// Lines typed ahead of the server: a person sees long before that nothing goes out.
+/// Lines typed ahead of the server: the user sees long before that none is sent.
 const MAX_AHEAD: usize = 100;
 /// After Escape, a digit within this time is Alt and the digit: for keyboards without Alt.
 const DIGIT_WAIT: Duration = Duration::from_secs(1);
@@ -29,9 +29,9 @@ impl Screen {
         view.scroll = change(view.scroll);
     }
 
-    /// Does what the keys of one read say; how the client ends, if one ends it.
+    /// Handles the keys of one read; returns how the client ends, if it does.
     pub fn keys(&mut self, keys: Keys) -> Option<Exit> {
-        // Answers that were typed ahead are no paste, and are not shown.
+        // Answers typed ahead are not a paste, and not shown.
         let is_question = || {
             let typed = keys.iter().map_while(|key| if let Key::Char(c) = key { Some(*c) } else { None });
             let line: String =
@@ -43,7 +43,7 @@ impl Screen {
         keys.drain(..).find_map(|key| self.key(key))
     }
 
-    /// Does what a key says.
+    /// Handles a key.
     pub fn key(&mut self, key: Key) -> Option<Exit> {
         let escaped = self.escaped.take().is_some_and(|escaped| escaped.elapsed() < DIGIT_WAIT);
         self.escaped = (key == Key::Escape).then(Instant::now);
@@ -81,7 +81,7 @@ impl Screen {
         None
     }
 
-    /// Whether a line would be taken now.
+    /// Whether the session would take a line now.
     fn is_prompt(&self) -> bool {
         self.over.is_none() && self.lines.is_empty() && self.session.takes_lines()
     }
@@ -100,7 +100,7 @@ impl Screen {
         }
     }
 
-    /// Takes a key that is meant for the line.
+    /// Handles a key for the line.
     fn edit(&mut self, key: Key) -> Option<Exit> {
         let waiting = self.lines.waiting().count();
         let view = self.views.conversations.current_mut();
@@ -117,13 +117,13 @@ impl Screen {
                     self.views.bell();
                 }
             }
-            // On an empty line there is nothing to edit: it was Escape, and soon after it the first letter of another line.
+            // On an empty line, it was Escape and soon after it the first letter of another line.
             Key::Alt(c) if c.is_ascii_alphabetic() && view.editor.is_empty() => return self.after_escape(c),
             key => match view.editor.key(&key) {
                 Outcome::Submitted(line) => {
                     view.scroll = 0;
                     self.pastes = Pastes::default();
-                    // At once, whatever waits: what is typed next must never become a message.
+                    // At once, even if lines wait: the next line is a password and must never become a message.
                     if self.over.is_none() && matches!(command::parse(&line), Ok(Command::Password(None))) {
                         self.views.asking = Some(PasswordDialog::new(CHANGE));
                         return None;
@@ -145,8 +145,8 @@ impl Screen {
         None
     }
 
-    /// Esc and then a character, which a slow line or a fast person has put together: a slash must not be lost, or a
-    /// command becomes a message.
+    /// Handles Escape and then a character, which arrived together: a slash must not be lost, or a command becomes a
+    /// message.
     fn after_escape(&mut self, c: char) -> Option<Exit> {
         let end = self.edit(Key::Escape);
         if end.is_some() { end } else { self.edit(Key::Char(c)) }
@@ -171,7 +171,7 @@ impl Screen {
         None
     }
 
-    /// Takes a typed line: now if the session can, in turn otherwise. The first command to leave waits for what was typed and sent
+    /// Handles a line: now if the session takes it, in turn otherwise. The first command to leave waits for the lines
     /// before it; the second does not.
     fn enter(&mut self, line: String) -> Option<Exit> {
         let leaves = is_exit(&line);
@@ -190,7 +190,7 @@ impl Screen {
         self.take_lines()
     }
 
-    /// What stands before the line: what is asked for, or where the line will go.
+    /// The prompt: the question for a password, or where the line will go.
     pub fn prompt(&self) -> String {
         let destination = || match self.destination() {
             Destination::Everyone => "> ".into(),
@@ -200,7 +200,7 @@ impl Screen {
         self.views.asking.as_ref().map_or_else(destination, |asking| asking.label().into())
     }
 
-    /// Where the lines that wait lead: what is typed behind them goes there.
+    /// Where the waiting lines lead: a line typed after them goes there.
     fn destination(&self) -> Destination {
         let with = |with: Option<Username>| with.map_or(Destination::Everyone, Destination::With);
         let leads = |line: &str| match command::parse(line) {

@@ -1,8 +1,7 @@
 //! The client on a full screen: one loop owns session and views, and waits for keys, signals, events and time in one
 //! place. What keys do is in `keys`.
 //!
-//! Invariant: the loop never waits for the terminal; nothing is shown that [`view`] has
-//! not drawn.
+//! Invariant: the loop never waits for the terminal; only [`view`] draws what is shown.
 
 pub mod conversations;
 mod keys;
@@ -35,11 +34,11 @@ use view::{Status, Tab};
 
 /// Events that are handled at once: few, so that a key never waits behind much.
 const EVENTS: usize = 8;
-/// The screen is drawn at most 60 times a second, but for what is typed.
+/// The screen is drawn at most 60 times a second, except after a key.
 const FRAME: Duration = Duration::from_millis(17);
-/// It rings at most this often for others: they choose how often they speak.
+/// The bell rings at most this often for other users: they choose how often they write.
 const RING: Duration = Duration::from_secs(1);
-/// Time passes at least this often: what is shown in seconds is right.
+/// The session gets the time at least this often: seconds on the screen are right.
 const TICK: Duration = Duration::from_secs(1);
 const MOUSE_TAKEN: &str = "the mouse wheel now scrolls; hold Shift to select text";
 const MOUSE_LEFT: &str = "the mouse now selects text; PgUp and PgDn scroll";
@@ -65,7 +64,7 @@ struct Views {
     mouse: bool,
     /// When another user last rang the bell.
     rang: Option<Instant>,
-    /// A new password is being asked for: what is typed is no line, and not shown.
+    /// The dialog for a new password: what is typed is not a line, and not shown.
     asking: Option<PasswordDialog>,
 }
 
@@ -127,7 +126,7 @@ impl Screen {
         texts.into_iter().for_each(|text| self.views.notice(text));
     }
 
-    /// What has come is drawn together, at most once a frame; only what is typed is drawn at once.
+    /// Draws all changes together, at most once a frame; only those of a key at once.
     fn serve(&mut self, inputs: &mut Inputs) -> Exit {
         self.draw();
         let (mut drawn, mut ticked, mut dirty) = (Instant::now(), Instant::now(), false);

@@ -1,7 +1,7 @@
 //! The full screen, written to by a thread of its own.
 //!
-//! Invariant: nobody waits for the terminal: one that accepts no output (Ctrl-S, a hung ssh) delays drawing and nothing
-//! else. Only the newest frame waits; only rows that changed are written, each frame in one piece.
+//! Invariant: no other thread waits for the terminal: one that accepts no output (Ctrl-S, a hung ssh) delays drawing
+//! and nothing else. Only the newest frame waits; only rows that changed are written, each frame in one piece.
 
 use super::frame::{Frame, Row, Style};
 use super::signals::obey;
@@ -20,13 +20,13 @@ use termion::{clear, color, cursor, style};
 const FAREWELL: Duration = Duration::from_secs(30);
 /// The same, if the user does not wait.
 const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
-/// A link (OSC 8): its target follows, and without one it ends; then the end of the sequence.
+/// A link (OSC 8): its target follows, or nothing to end it; then the end of the sequence.
 const LINK: &str = "\x1b]8;;";
 const ST: &str = "\x1b\\";
 /// The row in which widths are measured first. F3 with Shift looks like an answer about row 1.
 const FIRST_SAMPLE: u16 = 2;
 
-/// Takes in where the cursor stood behind a sample; whether texts have other widths than assumed until now.
+/// Records the cursor's position behind a sample; true if that changes the widths of texts.
 pub fn has_measured(row: u16, column: u16) -> bool {
     let sample = row.checked_sub(FIRST_SAMPLE).map(usize::from);
     sample.is_some_and(|sample| text::measured(sample, usize::from(column.saturating_sub(1))))
@@ -165,7 +165,7 @@ impl Painter {
         write(if self.mouse { MOUSE_ON } else { "" })
     }
 
-    /// Asks how wide the terminal shows what terminals do not agree about, each in a row of its own: the answers (CPR)
+    /// Asks how wide the terminal shows texts whose width differs between terminals, one in each row: the answers (CPR)
     /// report the cursor's position. The next frame is drawn over it.
     fn measure(&mut self) -> io::Result<()> {
         // On a lower screen the answers could not be told apart.
@@ -188,7 +188,7 @@ impl Painter {
             if known && self.shown[row] == *line {
                 continue;
             }
-            // Cleared first: after a full row this would clear its last column.
+            // Clear first: behind a full row this would clear its last column.
             write!(out, "{}{}", cursor::Goto(1, n), clear::CurrentLine)?;
             for span in line {
                 self.style(&mut out, span.style)?;

@@ -1,8 +1,8 @@
 //! The input of the terminal, and signals, from the first question to the end.
 //!
 //! Invariant: what is typed ahead is kept (README#the-screen). One thread reads the terminal and one takes signals; the
-//! owner waits for both, and for its events, in [`Inputs::next`]. Only the reader waits for the owner, when much is typed
-//! ahead.
+//! owner waits for both, and for its events, in [`Inputs::next`]. Only the reader waits for the owner, when much is
+//! typed ahead.
 
 use super::input::{Decoder, Key, Keys, are_lines};
 use super::signals::{can_suspend, obey, on_signals};

@@ -1,9 +1,8 @@
-//! The terminal itself: its modes and its output. Only here and below is termion named.
+//! The terminal: its modes and its output. Only this room names termion.
 //!
-//! Invariant: whatever was switched on is switched off again by `Drop`, by the panic hook or by
-//! [`FullScreen::suspend`](full_screen::FullScreen::suspend), whichever comes first; and once it is off, nothing is drawn
-//! any more. The modes of the line are restored first: they need no output, so they are restored on a terminal that
-//! accepts none, too. Specification: xterm's "Control Sequences", by their names there; README#the-screen.
+//! Invariant: [`restore`], [`abandon`] or the panic hook switches off what [`enter`] has switched on; after that,
+//! nothing is drawn. They restore the modes of the line first: those need no output, so they are restored even on a
+//! terminal that accepts none. Specification: xterm's "Control Sequences", by their names there; README#the-screen.
 
 pub mod charset;
 pub mod editor;
@@ -25,9 +24,9 @@ use std::{panic, thread};
 use termion::raw::{IntoRawMode, RawTerminal};
 use termion::{clear, cursor, screen, style};
 
-/// At the end of the process, a terminal that accepts no output has this long to accept its former state.
+/// Time for the terminal to accept its former state when the process ends.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// It is tried again after this time.
+/// Time between two attempts.
 const RETRY: Duration = Duration::from_millis(20);
 /// The exit status after a panic, as the standard library has it.
 const PANICKED: i32 = 101;
@@ -35,20 +34,20 @@ const PANICKED: i32 = 101;
 /// Bracketed paste (DECSET 2004).
 const PASTE_ON: &str = "\x1b[?2004h";
 const PASTE_OFF: &str = "\x1b[?2004l";
-/// Telling whether the window has the keyboard (DECSET 1004).
+/// Reports of the window's focus (DECSET 1004).
 const FOCUS_ON: &str = "\x1b[?1004h";
 const FOCUS_OFF: &str = "\x1b[?1004l";
-/// Telling of the mouse's buttons, to which the wheel belongs (DECSET 1000), in the form without a limit (1006).
+/// Reports of the mouse's buttons and wheel (DECSET 1000), in the form without a limit (1006).
 const MOUSE_ON: &str = "\x1b[?1000h\x1b[?1006h";
 const MOUSE_OFF: &str = "\x1b[?1006l\x1b[?1000l";
-/// No wrapping at the right edge (DECAWM): should the terminal measure a character wider than
-/// we do, the row is cut and the screen stays whole.
+/// No wrapping at the right edge (DECAWM): if a character is wider than expected, the terminal cuts the row and the
+/// other rows stay in place.
 const WRAP_OFF: &str = "\x1b[?7l";
 const WRAP_ON: &str = "\x1b[?7h";
 
-/// The terminal as long as it is ours, for output. It stays locked while a write waits for the terminal.
+/// The terminal while it is ours, for output. A write that waits for the terminal holds the lock.
 static OURS: Mutex<Option<File>> = Mutex::new(None);
-/// Its modes as long as they are ours; dropping the inner value restores them. Nothing is written under this lock.
+/// Its modes while they are ours; dropping the inner value restores them. No write happens under this lock.
 static MODES: Mutex<Option<Modes>> = Mutex::new(None);
 
 struct Modes {
@@ -56,13 +55,13 @@ struct Modes {
     full_screen: bool,
 }
 
-/// Whether there is a person at a terminal that can draw.
+/// Whether a user is at a terminal that can draw.
 pub fn is_terminal() -> bool {
     let dumb = std::env::var_os("TERM").is_none_or(|name| name == "dumb");
     io::stdin().is_terminal() && io::stdout().is_terminal() && !dumb
 }
 
-/// As the terminal is now; the classical size if it does not know.
+/// The terminal's present size; 80 × 24 if it is unknown.
 pub fn size() -> Size {
     match termion::terminal_size() {
         Ok((columns, rows)) if columns > 0 && rows > 0 => Size { columns, rows },
@@ -70,8 +69,8 @@ pub fn size() -> Size {
     }
 }
 
-/// Makes every panic restore the terminal, print its message and end the process, whichever thread it is in: none
-/// goes on unseen.
+/// Makes every panic, in any thread, restore the terminal, print its message and end the process: otherwise a thread
+/// could end unnoticed.
 pub fn install_panic_hook() {
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -91,7 +90,7 @@ pub fn is_ours() -> bool {
 /// # Errors
 /// If there is no terminal, or its modes cannot be set.
 pub fn enter(full_screen: bool) -> io::Result<()> {
-    // Else the modes to go back to would be our own.
+    // Otherwise the modes to restore would be our own.
     restore();
     let output = termion::get_tty()?;
     let mut modes = lock(&MODES);
@@ -122,7 +121,7 @@ fn farewell(full_screen: bool) -> String {
     format!("{}{PASTE_OFF}{}{}", style::Reset, cursor::Show, if full_screen { &full } else { "" })
 }
 
-/// As [`restore`], at the end of the process: waits at most a second for a terminal that accepts no output.
+/// As [`restore`], at the end of the process: waits for a terminal that accepts no output for at most a second.
 pub fn abandon() {
     let end = Instant::now() + FAREWELL;
     let Some(modes) = lock(&MODES).take() else { return };
@@ -131,7 +130,7 @@ pub fn abandon() {
     let tty = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open("/dev/tty");
     let Ok(mut tty) = tty else { return };
     loop {
-        // Nothing is drawn after this. At last it is written beside a thread that is stuck in a write.
+        // Nothing is drawn after this. The last attempt writes even if another thread is stuck in a write.
         let is_free = OURS.try_lock().map(|mut ours| *ours = None).is_ok();
         let is_last = Instant::now() >= end;
         let is_written = (is_free || is_last) && tty.write_all(farewell.as_bytes()).is_ok();
@@ -142,7 +141,7 @@ pub fn abandon() {
     }
 }
 
-/// In one piece, if the terminal is ours.
+/// Writes in one piece, if the terminal is ours.
 ///
 /// # Errors
 /// If it cannot be written to.
@@ -153,7 +152,7 @@ pub fn write(text: &str) -> io::Result<()> {
     }
 }
 
-/// Writes the line anew in which the cursor stands, and leaves it behind `before`, the beginning of that line.
+/// Rewrites the cursor's line, and puts the cursor behind `before`, the beginning of that line.
 ///
 /// # Errors
 /// As [`write`].

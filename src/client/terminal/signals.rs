@@ -14,13 +14,13 @@ pub fn on_signals(signals: &[i32], act: impl FnMut(i32) + Send + 'static) -> io:
     spawn("signals", move || signals.forever().for_each(act))
 }
 
-/// Does what the system does by itself on this signal: mostly, the process ends.
+/// Acts on the signal as the system does by default: most end the process.
 pub fn obey(signal: i32) {
     let _ = low_level::emulate_default_handler(signal);
 }
 
-/// Those of these signals that the process was not started to ignore. As POSIX wants it, nohup(1) and `&` in a shell stay in
-/// force. All of them where the system does not tell.
+/// The signals that the process was not started to ignore: POSIX requires that nohup(1) and `&` in a shell stay in
+/// force. All of them if the system does not tell.
 fn unignored(signals: &[i32]) -> impl Iterator<Item = i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -28,8 +28,8 @@ fn unignored(signals: &[i32]) -> impl Iterator<Item = i32> {
     signals.iter().copied().filter(move |signal| mask >> (signal - 1) & 1 == 0)
 }
 
-/// Whether a shell is above that can let a stopped program go on: without one, nobody at this terminal could. True where the
-/// system does not tell. The kernel stops no such program on Ctrl-Z either (POSIX, orphaned process group).
+/// Whether a shell can continue this program after a stop: without one, no user at this terminal could. True if the
+/// system does not tell. The kernel does not stop such a program on Ctrl-Z either (POSIX, orphaned process group).
 pub fn can_suspend() -> bool {
     let of = |process: &str| {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
