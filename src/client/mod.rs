@@ -140,24 +140,18 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     let memory = read_memory(options)?;
     terminal::install_panic_hook();
     let mut inputs = Inputs::open().map_err(StartError::Disk)?;
-    let login: Option<(Connection, LoggedIn)> = {
-        let mut prompter = Prompter::open(&mut inputs).map_err(StartError::Disk)?;
-        let server = options.server();
-        let hello = format!("secure messenger {}, server {server}", env!("CARGO_PKG_VERSION"));
-        let greeted = prompter.println(&hello);
-        let greeted = greeted.and_then(|()| match options.tls {
-            true => Ok(()),
-            false => prompter.println(NO_TLS),
-        });
-        match greeted.and_then(|()| start::ask(options, &mut prompter)) {
-            Ok(login) => login,
-            // The terminal is gone, and the user with it.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
-            Err(error) => return Err(StartError::Disk(error)),
-        }
-    };
-    let Some((connection, login)) = login else {
-        return Ok(0);
+    let mut prompter = Prompter::open(&mut inputs).map_err(StartError::Disk)?;
+    let warning = if options.tls { String::new() } else { format!("\n{NO_TLS}") };
+    let hello =
+        format!("secure messenger {}, server {}{warning}", env!("CARGO_PKG_VERSION"), options.server());
+    let asked = prompter.println(&hello).and_then(|()| start::ask(options, &mut prompter));
+    drop(prompter);
+    let (connection, login) = match asked {
+        Ok(Some(login)) => login,
+        Ok(None) => return Ok(0),
+        // The terminal is gone, and the user with it.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+        Err(error) => return Err(StartError::Disk(error)),
     };
     let (session, way, greeting) = begin(options, memory, &connection, login)?;
     let exit = screen::run((connection, way), session, &mut inputs, options, greeting);
