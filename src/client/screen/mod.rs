@@ -22,7 +22,7 @@ use super::session::{Display, Event, Exit, Session};
 use super::terminal::editor::Editor;
 use super::terminal::full_screen::FullScreen;
 use super::terminal::input::Pastes;
-use super::terminal::inputs::{Inputs, Taker, Woken};
+use super::terminal::inputs::{Inputs, Taker};
 use super::terminal::{self, charset, signals};
 use crate::clock;
 use conversations::{Conversation, Conversations};
@@ -136,9 +136,13 @@ impl Screen {
                 true => FRAME.saturating_sub(drawn.elapsed()),
                 false => TICK.saturating_sub(ticked.elapsed()),
             };
-            let woken = inputs.next(wait);
-            let at_once = !woken.keys.is_empty() || !woken.signals.is_empty();
-            let mut exit = self.react(woken);
+            let (keys, signals) = inputs.next(wait);
+            let at_once = !keys.is_empty() || !signals.is_empty();
+            if !keys.is_empty() {
+                self.backend.touch();
+            }
+            let exit = keys.into_iter().find_map(|keys| self.keys(keys));
+            let mut exit = exit.or_else(|| signals.into_iter().find_map(|signal| self.signal(signal)));
             if exit.is_none() && ticked.elapsed() >= TICK {
                 ticked = Instant::now();
                 exit = self.take(Event::Tick);
@@ -162,22 +166,14 @@ impl Screen {
         }
     }
 
-    /// Handles keys and signals; returns how the client ends, if it does.
-    fn react(&mut self, woken: Woken) -> Option<Exit> {
-        if !woken.keys.is_empty() {
-            self.backend.touch();
+    fn signal(&mut self, signal: i32) -> Option<Exit> {
+        match signal {
+            SIGWINCH => self.views.screen.want(|wanted| wanted.redraw = true),
+            SIGTSTP => self.views.suspend(),
+            SIGCONT => self.views.screen.want(|wanted| wanted.resume = true),
+            _ => return Some(self.leave_now()),
         }
-        let exit = woken.keys.into_iter().find_map(|keys| self.keys(keys));
-        let mut ends = woken.is_closed;
-        for signal in woken.signals {
-            match signal {
-                SIGWINCH => self.views.screen.want(|wanted| wanted.redraw = true),
-                SIGTSTP => self.views.suspend(),
-                SIGCONT => self.views.screen.want(|wanted| wanted.resume = true),
-                _ => ends = true,
-            }
-        }
-        exit.or_else(|| ends.then(|| self.leave_now()))
+        None
     }
 
     /// Handles an event and the lines that waited for it.

@@ -12,35 +12,18 @@ use zeroize::Zeroizing;
 /// The longest password, in bytes: longer than any. Reserved at once, because a growing buffer leaves copies behind.
 const MAX_PASSWORD: usize = 1024;
 
-/// A password to ask for.
-#[derive(Clone, Copy)]
-pub enum Question {
-    /// An existing one.
-    Present,
-    /// A new one.
-    New,
-    /// The new one again.
-    Repeat,
-}
+/// Labels of questions, in order. The one before [`REPEAT`] asks for a new password, all others for an existing one.
+pub type Questions = &'static [&'static str];
 
-/// Questions with their labels, in order.
-pub type Questions = &'static [(Question, &'static str)];
-
+const REPEAT: &str = "repeat password: ";
 /// For a login.
-pub const LOG_IN: Questions = &[(Question::Present, "password: ")];
+pub const LOG_IN: Questions = &["password: "];
 /// For a new account.
-pub const REGISTER: Questions = &[
-    (Question::New, "new password (hidden, at least 6 characters): "),
-    (Question::Repeat, "repeat password: "),
-];
+pub const REGISTER: Questions = &["new password (hidden, at least 6 characters): ", REPEAT];
 /// For a new account with an existing key file.
-pub const REGISTER_KEY: Questions = &[(Question::Present, "password of this key (hidden): ")];
+pub const REGISTER_KEY: Questions = &["password of this key (hidden): "];
 /// For a change.
-pub const CHANGE: Questions = &[
-    (Question::Present, "old password (hidden): "),
-    (Question::New, "new password (hidden): "),
-    (Question::Repeat, "repeat password: "),
-];
+pub const CHANGE: Questions = &["old password (hidden): ", "new password (hidden): ", REPEAT];
 
 /// The effect of a key.
 pub enum Step {
@@ -69,7 +52,7 @@ impl PasswordDialog {
 
     /// The label of the present question.
     pub fn label(&self) -> &'static str {
-        self.questions.get(self.answers.len()).map_or("", |(_, label)| label)
+        self.questions.get(self.answers.len()).copied().unwrap_or_default()
     }
 
     /// The answers, if they are complete.
@@ -102,16 +85,15 @@ impl PasswordDialog {
 
     fn enter(&mut self) -> Step {
         let password = Password::new(take(&mut *replace(&mut self.typed, empty())));
-        match self.questions.get(self.answers.len()) {
-            Some((Question::New, _)) if !password.is_long_enough() => {
-                return Step::Asked(Some(StartError::ShortPassword.to_string()));
-            }
-            Some((Question::Repeat, _)) if self.answers.last() != Some(&password) => {
-                self.answers.pop();
-                return Step::Asked(Some("the two passwords do not match: type the new one again".into()));
-            }
-            _ => self.answers.push(password),
+        let is_repeat = |at: usize| self.questions.get(at) == Some(&REPEAT);
+        if is_repeat(self.answers.len() + 1) && !password.is_long_enough() {
+            return Step::Asked(Some(StartError::ShortPassword.to_string()));
         }
+        if is_repeat(self.answers.len()) && self.answers.last() != Some(&password) {
+            self.answers.pop();
+            return Step::Asked(Some("the two passwords do not match: type the new one again".into()));
+        }
+        self.answers.push(password);
         if self.answers.len() < self.questions.len() { Step::Asked(None) } else { Step::Done }
     }
 }

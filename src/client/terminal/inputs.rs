@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SI
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
-use std::mem::take;
+use std::mem::{replace, take};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,28 +45,16 @@ pub enum Taker {
     End,
 }
 
-/// What has arrived.
-pub struct Woken {
-    /// The keys of one read, or of one paste, together.
-    pub keys: VecDeque<Keys>,
-    /// Signals for the screen.
-    pub signals: BTreeSet<i32>,
-    /// The terminal is gone.
-    pub is_closed: bool,
-}
-
 /// See the module.
 pub struct Inputs {
     shared: Arc<Shared>,
     decoder: Decoder,
     /// When the latest decoded bytes were read.
     read: Instant,
-    /// The keys of that read; more may follow until `until`.
+    /// The keys of that read, as long as more of a paste may follow.
     latest: Keys,
-    until: Instant,
+    /// The keys of complete reads and pastes; in each, the last key is first.
     ready: VecDeque<Keys>,
-    /// The rest of a read of which a question has taken some keys, last key first.
-    rest: Keys,
 }
 
 #[derive(Default)]
@@ -163,9 +151,8 @@ impl Inputs {
     }
 
     fn new() -> Inputs {
-        let (now, shared, decoder) = (Instant::now(), Arc::default(), Decoder::default());
-        let (latest, rest) = (Keys::default(), Keys::default());
-        Inputs { shared, decoder, read: now, latest, until: now, ready: VecDeque::new(), rest }
+        let (shared, decoder, ready) = (Arc::default(), Decoder::default(), VecDeque::new());
+        Inputs { shared, decoder, read: Instant::now(), latest: Keys::default(), ready }
     }
 
     /// Changes the taker of keys and signals.
@@ -185,88 +172,80 @@ impl Inputs {
         move || shared.change(|waiting| waiting.is_closed = true)
     }
 
-    /// What arrives within this time; possibly nothing, and earlier.
-    pub fn next(&mut self, wait: Duration) -> Woken {
-        let now = Instant::now();
-        let held = is_burst(&self.latest).then_some(self.until);
-        let end = [held, self.decoder.deadline()].into_iter().flatten().fold(now + wait, Instant::min);
-        let wait = if self.ready.is_empty() && self.rest.is_empty() {
-            end.saturating_duration_since(now)
-        } else {
-            Duration::ZERO
-        };
-        let waiting = self
-            .shared
-            .changed
-            .wait_timeout_while(lock(&self.shared.waiting), wait, |waiting| waiting.is_nothing());
-        let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner).0;
-        let (pieces, signals) = (take(&mut waiting.pieces), take(&mut waiting.signals));
-        let is_closed = waiting.is_closed;
-        waiting.is_woken = false;
-        drop(waiting);
-        // There is room again.
-        self.shared.changed.notify_all();
-        // A question has left them: they are the oldest.
-        let mut rest = take(&mut self.rest);
-        rest.reverse();
-        if !rest.is_empty() {
-            self.ready.push_front(rest);
-        }
-        let has_read = !pieces.is_empty();
-        pieces.into_iter().for_each(|(read, piece)| self.feed(read, &piece));
-        let is_over = |end: Instant| is_closed || !has_read && Instant::now() >= end;
-        // At the end of the input, too: an incomplete key before it still counts.
-        if self.decoder.deadline().is_some_and(is_over) {
-            let more = self.decoder.expire();
-            self.latest = joined(take(&mut self.latest), more);
-        }
-        if !is_burst(&self.latest) || is_over(self.until) {
-            self.hand_on_latest();
-        }
-        Woken { keys: take(&mut self.ready), signals, is_closed }
-    }
-
-    fn feed(&mut self, read: Instant, piece: &[u8]) {
-        let more = self.decoder.feed(piece, read);
-        let gap = read.saturating_duration_since(self.read);
-        // A paste may take several reads; keys typed later that waited do not belong to it.
-        if is_burst(&self.latest) && gap < BURST {
-            self.latest = joined(take(&mut self.latest), more);
-        } else {
-            self.hand_on_latest();
-            self.latest = more;
-        }
-        (self.read, self.until) = (read, Instant::now() + BURST);
-    }
-
-    fn hand_on_latest(&mut self) {
-        let latest = take(&mut self.latest);
-        if !latest.is_empty() {
-            self.ready.push_back(latest);
-        }
+    /// The keys and signals that arrive within this time; possibly none, and earlier. The keys of one read, or of one
+    /// paste, are together. SIGHUP, too, when the terminal is gone.
+    pub fn next(&mut self, wait: Duration) -> (VecDeque<Keys>, BTreeSet<i32>) {
+        let mut signals = self.fill(wait);
+        signals.extend(lock(&self.shared.waiting).is_closed.then_some(SIGHUP));
+        let mut reads = take(&mut self.ready);
+        reads.retain(|keys| !keys.is_empty());
+        reads.iter_mut().for_each(|keys| keys.reverse());
+        (reads, signals)
     }
 
     /// Waits for the next key of an answer; `None` when the input has ended.
     pub fn key(&mut self) -> Option<Key> {
         loop {
-            if let Some(key) = self.rest.pop() {
-                return Some(key);
-            }
-            if self.ready.is_empty() {
-                let woken = self.next(LONG);
-                if woken.keys.is_empty() && woken.is_closed {
-                    return None;
+            match self.ready.front_mut().map(|keys| keys.pop()) {
+                Some(Some(key)) => return Some(key),
+                Some(None) => _ = self.ready.pop_front(),
+                None => {
+                    self.fill(LONG);
+                    if self.ready.is_empty() && lock(&self.shared.waiting).is_closed {
+                        return None;
+                    }
                 }
-                self.ready = woken.keys;
             }
-            self.rest = self.ready.pop_front().unwrap_or_default();
-            self.rest.reverse();
         }
     }
 
     /// Takes back a key from [`key`](Self::key).
     pub fn give_back(&mut self, key: Key) {
-        self.rest.push(key);
+        self.ready.push_front(Keys::new(vec![key]));
+    }
+
+    /// Waits, and makes the keys of what has been read ready.
+    fn fill(&mut self, wait: Duration) -> BTreeSet<i32> {
+        let now = Instant::now();
+        let held = is_burst(&self.latest).then_some(self.read + BURST);
+        let end = [held, self.decoder.deadline()].into_iter().flatten().fold(now + wait, Instant::min);
+        let wait = if self.ready.is_empty() { end.saturating_duration_since(now) } else { Duration::ZERO };
+        let (waiting, changed) = (lock(&self.shared.waiting), &self.shared.changed);
+        let waiting = changed.wait_timeout_while(waiting, wait, |waiting| waiting.is_nothing());
+        let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner).0;
+        let (pieces, signals, is_closed) =
+            (take(&mut waiting.pieces), take(&mut waiting.signals), waiting.is_closed);
+        waiting.is_woken = false;
+        drop(waiting);
+        // There is room again.
+        changed.notify_all();
+        for (read, piece) in pieces {
+            let more = self.decoder.feed(&piece, read);
+            // A paste may take several reads; keys typed later that waited do not belong to it.
+            if is_burst(&self.latest) && read.saturating_duration_since(self.read) < BURST {
+                self.latest = joined(take(&mut self.latest), more);
+            } else {
+                self.hand_on(more);
+            }
+            self.read = read;
+        }
+        let is_over = |end: Instant| is_closed || Instant::now() >= end;
+        // At the end of the input, too: an incomplete key before it still counts.
+        if self.decoder.deadline().is_some_and(is_over) {
+            let more = self.decoder.expire();
+            self.hand_on(more);
+        }
+        if !is_burst(&self.latest) || is_over(self.read + BURST) {
+            self.hand_on(Keys::default());
+        }
+        signals
+    }
+
+    /// The latest keys are complete; these are the latest now.
+    fn hand_on(&mut self, latest: Keys) {
+        let mut complete = replace(&mut self.latest, latest);
+        complete.reverse();
+        self.ready.extend((!complete.is_empty()).then_some(complete));
     }
 }
 
@@ -304,7 +283,7 @@ mod tests {
         inputs.give_back(Key::Enter);
         let mut rest = Vec::new();
         while rest.len() < 3 {
-            inputs.next(LONG).keys.iter().for_each(|keys| rest.extend(keys.iter().cloned()));
+            inputs.next(LONG).0.iter().for_each(|keys| rest.extend(keys.iter().cloned()));
         }
         assert_eq!(rest, [Key::Enter, Key::Char('b'), Key::Escape]);
         inputs.closer()();
@@ -314,8 +293,8 @@ mod tests {
     #[test]
     fn lines_of_several_reads_are_handed_on_together() {
         let mut inputs = with(&[(b"one\rtwo", 0), (b"\r", 0), (b"/exit\r", 0), (b"typed\r", 1)]);
-        let reads = inputs.next(LONG).keys;
-        let reads: Vec<_> = reads.into_iter().map(|keys| Pastes::default().join(keys).to_vec()).collect();
+        let reads: Vec<_> =
+            inputs.next(LONG).0.into_iter().map(|keys| Pastes::default().join(keys).to_vec()).collect();
         assert_eq!(reads[0], [Key::Paste("one\ntwo\n/exit\n".into())]);
         assert_eq!((reads.len(), reads[1].last()), (2, Some(&Key::Enter)), "keys that were typed later");
     }
@@ -327,9 +306,9 @@ mod tests {
         for signal in [SIGWINCH, SIGTSTP, SIGCONT, SIGWINCH, SIGTERM] {
             inputs.shared.signal(signal, &mut false);
         }
-        let signals = inputs.next(LONG).signals;
+        let signals = inputs.next(LONG).1;
         assert_eq!(signals, BTreeSet::from([SIGTERM, SIGCONT, SIGTSTP, SIGWINCH]));
-        assert!(inputs.next(Duration::ZERO).signals.is_empty());
+        assert!(inputs.next(Duration::ZERO).1.is_empty());
         assert_eq!(lock(&inputs.shared.waiting).taker, Taker::End, "a second one to end would not wait");
     }
 }
