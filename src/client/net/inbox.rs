@@ -221,24 +221,24 @@ mod tests {
     use std::thread;
 
     /// An inbox, its queue with a connection, and how often it woke its owner.
-    fn inbox() -> (Inbox, Arc<Queue>, u64, Arc<AtomicUsize>) {
+    fn inbox() -> (Inbox, Arc<Queue>, Arc<AtomicUsize>) {
         let (queue, woken) = (Arc::new(Queue::default()), Arc::new(AtomicUsize::new(0)));
-        let connection = queue.restart();
+        queue.restart();
         let count = woken.clone();
         let wake = Box::new(move || _ = count.fetch_add(1, Ordering::Relaxed));
-        (Inbox::new(queue.clone(), wake), queue, connection, woken)
+        (Inbox::new(queue.clone(), wake), queue, woken)
     }
 
-    fn acked(queue: &Queue, connection: u64) -> String {
+    fn acked(queue: &Queue) -> String {
         queue.end();
-        let said = std::iter::from_fn(|| queue.next(connection)).map(|pieces| pieces.concat());
+        let said = std::iter::from_fn(|| queue.next()).map(|pieces| pieces.concat());
         said.map(|line| String::from_utf8(line).expect("JSON")).collect()
     }
 
     /// PROTOCOL#ack-when.
     #[test]
     fn only_messages_taken_by_the_owner_are_acknowledged() {
-        let (inbox, queue, connection, woken) = inbox();
+        let (inbox, queue, woken) = inbox();
         for _ in 0..40 {
             assert!(inbox.frame(Some(Event::Tick), 10));
         }
@@ -254,10 +254,10 @@ mod tests {
             inbox.next();
         }
         assert!(inbox.is_empty() && inbox.next().is_none());
-        assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":32}\n");
-        let (inbox, queue, connection, _) = self::inbox();
+        assert_eq!(acked(&queue), "{\"type\":\"ack\",\"received\":32}\n");
+        let (inbox, queue, _) = self::inbox();
         inbox.frame(None, ACK_BYTES);
-        assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":1}\n");
+        assert_eq!(acked(&queue), "{\"type\":\"ack\",\"received\":1}\n");
     }
 
     fn envelope(kind: Kind, to: &str) -> Event {
@@ -270,14 +270,14 @@ mod tests {
     /// PROTOCOL#ack-when.
     #[test]
     fn direct_message_alone_is_acknowledged_when_taken() {
-        let (inbox, queue, connection, _) = inbox();
+        let (inbox, queue, _) = inbox();
         for (kind, to) in [(Message, ""), (RoomOpened, "bob"), (Message, "bob"), (Message, "")] {
             assert!(inbox.frame(Some(envelope(kind, to)), 10));
         }
         assert!(inbox.next().is_some() && inbox.next().is_some() && inbox.acknowledge_due().is_none());
         assert!(lock(&inbox.waiting).said_at.is_none());
         assert!(inbox.next().is_some() && inbox.next().is_some() && inbox.acknowledge_due().is_none());
-        assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":3}\n");
+        assert_eq!(acked(&queue), "{\"type\":\"ack\",\"received\":3}\n");
     }
 
     /// PROTOCOL#ack-when.
@@ -308,7 +308,7 @@ mod tests {
     /// PROTOCOL#ack-true.
     #[test]
     fn no_ack_is_lower_than_what_a_resumption_has_said() {
-        let (inbox, queue, connection, _) = inbox();
+        let (inbox, queue, _) = inbox();
         for _ in 0..100 {
             inbox.frame(Some(Event::Tick), 10);
         }
@@ -319,25 +319,25 @@ mod tests {
         inbox.acknowledge_now();
         inbox.frame(None, 10);
         inbox.acknowledge_now();
-        assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":101}\n");
+        assert_eq!(acked(&queue), "{\"type\":\"ack\",\"received\":101}\n");
     }
 
     #[test]
     fn frames_of_a_former_session_do_not_count_in_the_next() {
-        let (inbox, queue, connection, _) = inbox();
+        let (inbox, queue, _) = inbox();
         inbox.frame(Some(Event::Tick), 10);
         inbox.restart();
         inbox.frame(Some(Event::Tick), 10);
         assert!(inbox.next().is_some());
         inbox.acknowledge_now();
-        assert_eq!(acked(&queue, connection), "");
-        let (inbox, queue, connection, _) = self::inbox();
+        assert_eq!(acked(&queue), "");
+        let (inbox, queue, _) = self::inbox();
         inbox.frame(Some(Event::Tick), 10);
         inbox.restart();
         inbox.frame(Some(Event::Tick), 10);
         assert!(inbox.next().is_some() && inbox.next().is_some());
         inbox.acknowledge_now();
-        assert_eq!(acked(&queue, connection), "{\"type\":\"ack\",\"received\":1}\n");
+        assert_eq!(acked(&queue), "{\"type\":\"ack\",\"received\":1}\n");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use super::connect::Connection;
 use super::inbox::{Inbox, Wake};
 use super::queue::Queue;
-use super::reconnect::{Again, Pause, Way, is_final, is_login_refused, is_refused};
+use super::reconnect::{Again, User, Way};
 use crate::auth::PasswordKey;
 use crate::client::error::reason;
 use crate::client::session::{Event, last_word};
@@ -38,10 +38,6 @@ pub const PATIENCE: Patience = Patience {
     report: Duration::from_secs(2),
     tick: Duration::from_secs(1),
 };
-/// A resumed connection that lasted this long was useful: the next attempt is immediate.
-const USEFUL: Duration = Duration::from_secs(1);
-/// The same after a login, which costs both sides an RSA key: a server that accepts us and closes is retried slowly.
-const USEFUL_LOGIN: Duration = Duration::from_secs(15);
 /// Time to send queued frames at the end, with patience and without.
 const FAREWELL: Duration = Duration::from_secs(30);
 /// See [`FAREWELL`].
@@ -63,10 +59,7 @@ struct Shared {
     patience: Patience,
     /// Since when an answer of the server is due.
     owed: Mutex<Option<Instant>>,
-    /// When the last key was pressed, or the last line arrived.
-    key: Mutex<Instant>,
-    /// The key of a password that was changed meanwhile.
-    password_key: Mutex<Option<PasswordKey>>,
+    user: User,
     /// Pending answers to `renew`: no other `session` brings a token.
     renewals: AtomicU32,
 }
@@ -92,14 +85,13 @@ impl Link {
             liveness: Mutex::new(Liveness::new(jittered(patience), now, SystemTime::now())),
             patience,
             owed: Mutex::default(),
-            key: Mutex::new(now),
-            password_key: Mutex::default(),
+            user: User { key: Mutex::new(now), password_key: Mutex::default() },
             renewals: AtomicU32::new(0),
         });
-        let number = shared.queue.restart();
+        shared.queue.restart();
         shared.queue.begin();
-        let writer = shared.spawn_writer(number)?;
-        let reader = Reader { shared: shared.clone(), way, router, attempts: 0, useful: Duration::ZERO };
+        let writer = shared.spawn_writer()?;
+        let reader = Reader { shared: shared.clone(), way, router };
         let thread = thread::Builder::new().name("receive".into());
         thread.spawn(move || reader.run(connection, writer))?;
         Ok(Link { shared })
@@ -117,7 +109,7 @@ impl Link {
 
     /// The user is present: ends a pause between two attempts.
     pub fn touch(&self) {
-        *lock(&self.shared.key) = Instant::now();
+        *lock(&self.shared.user.key) = Instant::now();
     }
 
     /// Queues one message. False if a thousand messages wait: the caller should give up.
@@ -147,7 +139,7 @@ impl Link {
     /// A function that stores the key of a new password for later logins.
     pub fn password_keeper(&self) -> impl FnOnce(PasswordKey) + Send + 'static {
         let shared = self.shared.clone();
-        move |key| *lock(&shared.password_key) = Some(key)
+        move |key| *lock(&shared.user.password_key) = Some(key)
     }
 
     /// Sends what is queued and nothing after it; does not reconnect.
@@ -184,29 +176,29 @@ impl Shared {
         lock(&self.channel).close();
     }
 
-    fn spawn_writer(self: &Arc<Self>, connection: u64) -> io::Result<JoinHandle<()>> {
+    fn spawn_writer(self: &Arc<Self>) -> io::Result<JoinHandle<()>> {
         let me = self.clone();
-        thread::Builder::new().name("send".into()).spawn(move || me.write(connection))
+        thread::Builder::new().name("send".into()).spawn(move || me.write())
     }
 
-    fn write(&self, connection: u64) {
+    fn write(&self) {
         let channel = lock(&self.channel).clone();
         let (mut wire, ping) = (Vec::new(), ClientMessage::Ping.encode());
         let progressed = || lock(&self.liveness).heard(Instant::now());
-        while let Some(pieces) = self.queue.next(connection) {
+        while let Some(pieces) = self.queue.next() {
             wire.clear();
             let encrypted = channel.encrypt(&pieces.concat(), &mut wire);
             if encrypted.and_then(|()| channel.send_patiently(&wire, progressed)).is_err() {
                 // The reader notices the same failure.
                 channel.close();
-                return self.queue.finished(connection);
+                return self.queue.finished();
             }
             if pieces[0] == ping {
                 lock(&self.liveness).ping_written(Instant::now());
             }
         }
         channel.end();
-        self.queue.finished(connection);
+        self.queue.finished();
     }
 }
 
@@ -214,10 +206,6 @@ struct Reader {
     shared: Arc<Shared>,
     way: Way,
     router: Arc<Router>,
-    /// Attempts since the last useful connection.
-    attempts: u32,
-    /// The current connection is useful if it lasts until this moment.
-    useful: Duration,
 }
 
 /// Why reading a connection has ended.
@@ -241,112 +229,57 @@ impl Reader {
             self.shared.queue.disconnect();
             // It does not block any more, because the socket is closed.
             let _ = writer.join();
-            let why = match end {
-                End::Lost(why) => why,
-                End::Over(why) => {
+            let next = match end {
+                End::Lost(why) => self.restore(why, begun.elapsed()),
+                End::Over(why) => Err(why),
+            };
+            match next {
+                Ok(next) => (connection, writer) = next,
+                Err(why) => {
                     why.map(|why| self.tell(Event::Closed(why)));
                     return;
                 }
-            };
-            let lost = Instant::now();
-            if lost - begun >= self.useful {
-                self.attempts = 0;
-            }
-            if !self.tell(Event::Lost(why)) {
-                return;
-            }
-            match self.reconnect(lost) {
-                Some(new) => (connection, writer) = new,
-                None => return,
             }
         }
     }
 
-    /// Tries until the session is resumed or replaced; `None` if the link has ended.
-    fn reconnect(&mut self, lost: Instant) -> Option<(Connection, JoinHandle<()>)> {
-        let (mut refused, mut asked, mut why) = (false, Duration::ZERO, None);
-        loop {
-            if !self.pause(lost, asked, why) {
-                return None;
-            }
-            self.attempts += 1;
-            if let Some(key) = lock(&self.shared.password_key).take() {
-                self.way.set_password_key(key);
-            }
-            let read = self.shared.inbox.read();
-            let error = match self.way.again(read) {
-                Ok((connection, again)) => return self.connected(connection, again, lost),
-                Err((error, wait)) => {
-                    asked = wait;
-                    error
-                }
-            };
-            let again_refused = is_login_refused(&error) && std::mem::replace(&mut refused, true);
-            if is_final(&error) || again_refused {
-                self.tell(Event::Closed(error.to_string()));
-                return None;
-            }
-            why = is_refused(&error).then(|| error.to_string());
-        }
-    }
-
-    /// Waits before the next attempt; false if the link has ended.
-    fn pause(&self, lost: Instant, asked: Duration, why: Option<String>) -> bool {
-        let key = || *lock(&self.shared.key);
-        let now = Instant::now();
-        let idle = now.saturating_duration_since(lost.max(key()));
-        let mut pause = Pause::new(self.attempts, idle, asked, now, SystemTime::now());
-        if !self.tell(Event::Retry(pause.then, why)) {
-            return false;
-        }
-        while let Some(left) = pause.left(key(), Instant::now(), SystemTime::now()) {
-            if self.shared.queue.is_over_by(Instant::now() + left) {
-                return false;
-            }
-        }
-        // A key may have shortened the pause.
-        self.tell(Event::Retry(Instant::now(), None)) && !self.shared.queue.is_over_by(Instant::now())
-    }
-
-    fn connected(
+    /// The next connection, after one that lasted for `lasted`. Errors: as [`End::Over`].
+    fn restore(
         &mut self,
-        connection: Connection,
-        again: Again,
-        lost: Instant,
-    ) -> Option<(Connection, JoinHandle<()>)> {
-        let number = match &again {
+        why: String,
+        lasted: Duration,
+    ) -> Result<(Connection, JoinHandle<()>), Option<String>> {
+        let (shared, lost) = (self.shared.clone(), Instant::now());
+        if !self.tell(Event::Lost(why)) {
+            return Err(None);
+        }
+        let restored = self.way.restore((lost, lasted), &shared.user, &shared.queue, &shared.inbox);
+        let (connection, again) = restored?;
+        match &again {
             Again::Resumed(received) => {
-                self.shared.inbox.resumed();
-                self.useful = USEFUL;
-                self.shared.queue.resume(*received)
+                shared.inbox.resumed();
+                if !shared.queue.resume(*received) {
+                    return Err(Some("it sent an invalid acknowledgement".into()));
+                }
             }
             Again::LoggedIn(_) => {
-                self.shared.inbox.restart();
-                self.useful = USEFUL_LOGIN;
-                Some(self.shared.queue.restart())
+                shared.inbox.restart();
+                shared.queue.restart();
             }
-        };
-        let Some(number) = number else {
-            self.tell(Event::Closed("it sent an invalid acknowledgement".into()));
-            return None;
-        };
-        let (channel, patience) = (connection.channel.clone(), jittered(self.shared.patience));
-        *lock(&self.shared.channel) = channel;
-        *lock(&self.shared.liveness) = Liveness::new(patience, Instant::now(), SystemTime::now());
+        }
+        let (patience, now) = (jittered(shared.patience), Instant::now());
+        *lock(&shared.channel) = connection.channel.clone();
+        *lock(&shared.liveness) = Liveness::new(patience, now, SystemTime::now());
         // First, because a client that is leaving waits for this.
-        let writer = match self.shared.spawn_writer(number) {
-            Ok(writer) => writer,
-            Err(error) => {
-                self.shared.close();
-                self.tell(Event::Closed(error.to_string()));
-                return None;
-            }
-        };
+        let writer = shared.spawn_writer().map_err(|error| {
+            shared.close();
+            Some(error.to_string())
+        })?;
         let event = match again {
             Again::Resumed(_) => Event::Resumed(lost.elapsed()),
             Again::LoggedIn(key) => Event::LoggedIn(key, lost.elapsed()),
         };
-        self.tell(event).then_some((connection, writer))
+        self.tell(event).then_some((connection, writer)).ok_or(None)
     }
 
     fn read(&mut self, connection: &mut Connection) -> End {

@@ -39,9 +39,8 @@ struct Waiting {
     bytes: usize,
     /// When the last frame was sent or acknowledged.
     moved: Option<Instant>,
-    /// The number of the current connection. A writer ends when its connection is not the current one.
-    connection: Option<u64>,
-    connections: u64,
+    /// There is a connection. Its writer ends before there is another one.
+    is_connected: bool,
     /// A new session has begun, and the owner of the state does not know yet: messages queued meanwhile belong to the
     /// former session.
     outdated: bool,
@@ -117,22 +116,25 @@ impl Queue {
         is_ack_due(sent.len() as u64, sent.map(length).sum())
     }
 
-    /// Continues the session over a new connection and returns its number; frames that the server has not received are
-    /// resent. `None` if the server claims to have received an impossible number.
-    pub fn resume(&self, received: u64) -> Option<u64> {
-        self.connect(|Waiting { window, bytes, .. }| {
-            window.resume(received, |pieces| *bytes -= length(&pieces))
-        })
+    /// Continues the session over a new connection; frames that the server has not received are resent. False if the
+    /// server claims to have received an impossible number.
+    pub fn resume(&self, received: u64) -> bool {
+        let mut waiting = self.lock();
+        let Waiting { window, bytes, .. } = &mut *waiting;
+        let is_possible = window.resume(received, |pieces| *bytes -= length(&pieces));
+        if is_possible {
+            (waiting.control, waiting.is_connected, waiting.finished) = (Control::default(), true, false);
+            self.changed.notify_all();
+        }
+        is_possible
     }
 
-    /// Begins a new session over a new connection and returns its number; frames of the former session are dropped.
-    pub fn restart(&self) -> u64 {
-        let connection = self.connect(|waiting| {
-            let (ended, connections) = (waiting.ended, waiting.connections);
-            *waiting = Waiting { ended, connections, outdated: true, ..Waiting::default() };
-            true
-        });
-        connection.expect("nothing is in its way")
+    /// Begins a new session over a new connection; frames of the former session are dropped.
+    pub fn restart(&self) {
+        let mut waiting = self.lock();
+        let ended = waiting.ended;
+        *waiting = Waiting { ended, is_connected: true, outdated: true, ..Waiting::default() };
+        self.changed.notify_all();
     }
 
     /// The owner of the state knows about the new session.
@@ -140,21 +142,9 @@ impl Queue {
         self.lock().outdated = false;
     }
 
-    fn connect(&self, change: impl FnOnce(&mut Waiting) -> bool) -> Option<u64> {
-        let mut waiting = self.lock();
-        if !change(&mut waiting) {
-            return None;
-        }
-        (waiting.control, waiting.finished) = (Control::default(), false);
-        waiting.connections += 1;
-        waiting.connection = Some(waiting.connections);
-        self.changed.notify_all();
-        waiting.connection
-    }
-
     /// The connection is lost: nothing is sent until there is another one.
     pub fn disconnect(&self) {
-        self.lock().connection = None;
+        self.lock().is_connected = false;
         self.changed.notify_all();
     }
 
@@ -166,11 +156,11 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// The next frame to send over this connection; `None` at its end.
-    pub fn next(&self, connection: u64) -> Option<Pieces> {
+    /// The next frame to send over the connection; `None` at its end.
+    pub fn next(&self) -> Option<Pieces> {
         let mut waiting = self.lock();
         loop {
-            if waiting.connection != Some(connection) {
+            if !waiting.is_connected {
                 return None;
             }
             if let Some(line) = waiting.control.next() {
@@ -195,16 +185,15 @@ impl Queue {
         wait.unwrap_or_else(PoisonError::into_inner).0.ended
     }
 
-    /// Nothing more is sent over this connection: it is complete or broken. Ignored for a former connection.
-    pub fn finished(&self, connection: u64) {
-        let mut waiting = self.lock();
-        waiting.finished |= waiting.connection == Some(connection);
+    /// Nothing more is sent over the connection: everything is sent, or it is broken.
+    pub fn finished(&self) {
+        self.lock().finished = true;
         self.changed.notify_all();
     }
 
     /// Waits until everything is sent, if there is a connection.
     pub fn finish(&self, patience: Duration) {
-        let unsent = |waiting: &mut Waiting| !waiting.finished && waiting.connection.is_some();
+        let unsent = |waiting: &mut Waiting| !waiting.finished && waiting.is_connected;
         drop(self.changed.wait_timeout_while(self.lock(), patience, unsent));
     }
 
@@ -223,16 +212,16 @@ mod tests {
     use crate::wire::window::ACK_BYTES;
     use std::thread;
 
-    fn begun() -> (Queue, u64) {
+    fn begun() -> Queue {
         let queue = Queue::default();
-        let connection = queue.restart();
+        queue.restart();
         queue.begin();
-        (queue, connection)
+        queue
     }
 
     /// The next frame, as text.
-    fn next(queue: &Queue, connection: u64) -> String {
-        let pieces = queue.next(connection).expect("something waits");
+    fn next(queue: &Queue) -> String {
+        let pieces = queue.next().expect("something waits");
         pieces.iter().map(|piece| String::from_utf8_lossy(piece).trim_end().to_string()).collect()
     }
 
@@ -244,39 +233,39 @@ mod tests {
 
     #[test]
     fn lines_precede_packets_and_after_the_end_only_queued_ones_go() {
-        let (queue, connection) = begun();
+        let queue = begun();
         packet(&queue, "one");
         packet(&queue, "two");
         assert!(queue.say(&ClientMessage::Logout));
-        assert_eq!(next(&queue, connection), LOGOUT);
-        assert_eq!(next(&queue, connection), "one");
+        assert_eq!(next(&queue), LOGOUT);
+        assert_eq!(next(&queue), "one");
         assert!(queue.say(&ClientMessage::Logout));
         queue.end();
         let end = queue.packet(Vec::new(), Vec::new(), Duration::ZERO).expect_err("it is over");
         assert!(end.kind() == io::ErrorKind::Interrupted && !queue.say(&ClientMessage::Logout));
-        assert_eq!(next(&queue, connection), LOGOUT);
-        assert!(queue.next(connection).is_none());
+        assert_eq!(next(&queue), LOGOUT);
+        assert!(queue.next().is_none());
     }
 
     /// PROTOCOL#kept, PROTOCOL#sent-again.
     #[test]
     fn exactly_the_unacknowledged_frames_are_resent_in_order() {
-        let (queue, first) = begun();
+        let queue = begun();
         for text in ["one", "two", "three", "four"] {
             packet(&queue, text);
         }
         queue.control(|control| (control.ping, control.ack) = (true, Some(7)));
-        assert_eq!(next(&queue, first), r#"{"type":"ack","received":7}"#);
-        assert_eq!(next(&queue, first), r#"{"type":"ping"}"#);
-        let gone: Vec<String> = (0..3).map(|_| next(&queue, first)).collect();
+        assert_eq!(next(&queue), r#"{"type":"ack","received":7}"#);
+        assert_eq!(next(&queue), r#"{"type":"ping"}"#);
+        let gone: Vec<String> = (0..3).map(|_| next(&queue)).collect();
         assert_eq!(gone, ["one", "two", "three"]);
         assert!(queue.acknowledge(1));
         queue.control(|control| control.pongs = 1);
         queue.disconnect();
-        assert!(queue.next(first).is_none(), "the former writer ends");
+        assert!(queue.next().is_none(), "the former writer ends");
         assert!(queue.say(&ClientMessage::Logout));
-        let second = queue.resume(2).expect("possible");
-        let gone: Vec<String> = (0..3).map(|_| next(&queue, second)).collect();
+        assert!(queue.resume(2));
+        let gone: Vec<String> = (0..3).map(|_| next(&queue)).collect();
         assert_eq!(gone, ["three", LOGOUT, "four"], "no former control frame, nothing twice");
         assert!(queue.acknowledge(5));
         let waiting = queue.lock();
@@ -285,49 +274,48 @@ mod tests {
 
     #[test]
     fn end_of_a_lost_connection_does_not_end_the_next_one() {
-        let (queue, first) = begun();
+        let queue = begun();
         queue.disconnect();
-        queue.finished(first);
-        let second = queue.resume(0).expect("possible");
-        assert!(queue.say(&ClientMessage::Logout));
+        assert!(queue.next().is_none());
+        queue.finished();
+        assert!(queue.resume(0) && queue.say(&ClientMessage::Logout));
         queue.end();
-        queue.finished(first);
         thread::scope(|scope| {
             let end = scope.spawn(|| queue.finish(Duration::from_secs(60)));
-            assert_eq!(next(&queue, second), LOGOUT);
-            assert!(!end.is_finished() && queue.next(second).is_none());
-            queue.finished(second);
+            assert_eq!(next(&queue), LOGOUT);
+            assert!(!end.is_finished() && queue.next().is_none());
+            queue.finished();
         });
     }
 
     #[test]
     fn ack_of_frames_never_sent_is_refused() {
-        let (queue, connection) = begun();
+        let queue = begun();
         packet(&queue, "one");
         assert!(!queue.acknowledge(1));
-        next(&queue, connection);
+        next(&queue);
         assert!(!queue.acknowledge(2) && !queue.acknowledge(u64::MAX) && queue.acknowledge(1));
-        assert!(!queue.acknowledge(0) && queue.resume(0).is_none() && queue.resume(2).is_none());
+        assert!(!queue.acknowledge(0) && !queue.resume(0) && !queue.resume(2));
     }
 
     #[test]
     fn new_session_drops_the_queue_of_the_former_one() {
-        let (queue, first) = begun();
+        let queue = begun();
         packet(&queue, "one");
-        next(&queue, first);
+        next(&queue);
         packet(&queue, "two");
-        let second = queue.restart();
+        queue.restart();
         packet(&queue, "three");
         assert!(queue.say(&ClientMessage::Logout), "the owner does not know of the new session yet");
         queue.begin();
         packet(&queue, "four");
-        assert_eq!(next(&queue, second), "four");
+        assert_eq!(next(&queue), "four");
         assert!(queue.acknowledge(1));
     }
 
     #[test]
     fn packet_waits_for_its_patience_while_nothing_moves() {
-        let (queue, _) = begun();
+        let queue = begun();
         (0..MAX_PACKETS).for_each(|_| packet(&queue, "one"));
         let error = queue.packet(Vec::new(), Vec::new(), Duration::from_millis(9)).expect_err("no room");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
@@ -335,7 +323,7 @@ mod tests {
 
     #[test]
     fn packet_sender_waits_for_room_and_wakes_at_the_end() {
-        let (queue, connection) = begun();
+        let queue = begun();
         let minute = Duration::from_secs(60);
         let sends = |_: &u32| queue.packet(Vec::new(), vec![0; 9], minute).is_ok();
         thread::scope(|scope| {
@@ -343,7 +331,7 @@ mod tests {
             while queue.lock().window.behind() < MAX_PACKETS {
                 thread::yield_now();
             }
-            assert!(queue.next(connection).is_some());
+            assert!(queue.next().is_some());
             while queue.lock().window.behind() < MAX_PACKETS {
                 thread::yield_now();
             }
@@ -355,10 +343,10 @@ mod tests {
     /// PROTOCOL#ack-when.
     #[test]
     fn ack_is_due_after_32_frames_or_128_kib() {
-        let (queue, first) = begun();
+        let queue = begun();
         let send = |bytes: usize| {
             queue.packet(Vec::new(), vec![0; bytes], Duration::ZERO).expect("room");
-            assert!(queue.next(first).is_some());
+            assert!(queue.next().is_some());
         };
         (0..31).for_each(|_| send(9));
         assert!(!queue.owes_ack());

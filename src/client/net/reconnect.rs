@@ -1,20 +1,25 @@
-//! Reconnects after a broken connection: resumes the session with its token, or logs in again.
+//! Reconnects after a broken connection: decides whether and when to try, and resumes the session with its token or logs
+//! in again.
 //!
 //! Invariant: the password is not kept, only the token and the key that represents the password for this server; both
 //! are wiped on drop. A changed server key and a refused login are final: the client tries nothing that its user has
 //! not allowed. Specification: PROTOCOL#resuming.
 
 use super::connect::{Connection, MAX_RETRY_AFTER, reconnect, refusal};
+use super::inbox::Inbox;
 use super::login::Credentials;
+use super::queue::Queue;
 use crate::auth::{self, PasswordKey};
 use crate::client::error::StartError;
 use crate::client::options::Options;
-use crate::client::session::NewKey;
+use crate::client::session::{Event, NewKey};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::{Key, random};
 use crate::protocol::{ClientMessage, ErrorCode, ResumeRequest, ServerMessage, VERSION};
+use crate::sync::lock;
 use crate::wire::liveness::Clocks;
 use std::io::ErrorKind;
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 /// The limit of one attempt, from the name's address to the last answer; a login after it has the same limit again.
@@ -27,6 +32,10 @@ const SLOW_PAUSE: u64 = 60_000;
 const ABSENT: Duration = Duration::from_secs(600);
 /// Key presses shorten no pause below this, so that typing does not flood the server with attempts.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// A resumed connection that lasted this long was useful: the next attempt is immediate.
+const USEFUL: Duration = Duration::from_secs(1);
+/// The same after a login, which costs both sides an RSA key: a server that accepts us and closes is retried slowly.
+const USEFUL_LOGIN: Duration = Duration::from_secs(15);
 
 /// How the connection was restored.
 pub enum Again {
@@ -36,17 +45,29 @@ pub enum Again {
     LoggedIn(Box<NewKey>),
 }
 
+/// What the user does meanwhile, on other threads.
+pub struct User {
+    /// When the last key was pressed, or the last line arrived.
+    pub key: Mutex<Instant>,
+    /// The key of a password that was changed.
+    pub password_key: Mutex<Option<PasswordKey>>,
+}
+
 /// Everything that a reconnection needs.
 pub struct Way {
     options: Options,
     credentials: Credentials,
     token: Key,
+    /// Attempts since the last useful connection.
+    attempts: u32,
+    /// The current connection is useful if it lasts this long.
+    useful: Duration,
 }
 
 impl Way {
     /// After a login; `options` pin the key of its server.
     pub fn new(options: &Options, credentials: Credentials, token: Key) -> Way {
-        Way { options: options.clone(), credentials, token }
+        Way { options: options.clone(), credentials, token, attempts: 0, useful: Duration::ZERO }
     }
 
     /// Replaces the token of the session.
@@ -54,19 +75,69 @@ impl Way {
         self.token = token;
     }
 
-    /// Replaces the key of the password.
-    pub fn set_password_key(&mut self, key: PasswordKey) {
-        self.credentials.password_key = key;
-    }
-
-    /// One attempt. `received` is the number of frames received in the session.
+    /// Tries until the session is resumed or replaced. The connection that was `lost` had lasted for `lasted`. `inbox`
+    /// gets the time of each attempt; the end of `queue` ends the attempts.
     ///
     /// # Errors
-    /// [`StartError`]: no server is reached, the connection breaks, or the server refuses; see [`is_final`]. Also the
-    /// time that the server asks to wait.
-    pub fn again(&mut self, received: u64) -> Result<(Connection, Again), (StartError, Duration)> {
+    /// Why no further attempt is made; `None` if the link has ended.
+    pub fn restore(
+        &mut self,
+        (lost, lasted): (Instant, Duration),
+        user: &User,
+        queue: &Queue,
+        inbox: &Inbox,
+    ) -> Result<(Connection, Again), Option<String>> {
+        if lasted >= self.useful {
+            self.attempts = 0;
+        }
+        let (mut was_refused, mut asked, mut why) = (false, Duration::ZERO, None);
+        loop {
+            let key = || *lock(&user.key);
+            let (now, wall) = (Instant::now(), SystemTime::now());
+            let idle = now.saturating_duration_since(lost.max(key()));
+            let mut pause = Pause::new(self.attempts, idle, asked, now, wall);
+            if !inbox.tell(Event::Retry(pause.then, why)) {
+                return Err(None);
+            }
+            while let Some(left) = pause.left(key(), Instant::now(), SystemTime::now()) {
+                if queue.is_over_by(Instant::now() + left) {
+                    return Err(None);
+                }
+            }
+            // A key may have shortened the pause.
+            if !inbox.tell(Event::Retry(Instant::now(), None)) || queue.is_over_by(Instant::now()) {
+                return Err(None);
+            }
+            self.attempts += 1;
+            if let Some(key) = lock(&user.password_key).take() {
+                self.credentials.password_key = key;
+            }
+            let error = match self.again(inbox.read()) {
+                Ok(again) => return Ok(again),
+                Err((error, wait)) => {
+                    asked = wait;
+                    error
+                }
+            };
+            why = match Outcome::of(&error) {
+                Outcome::Final => return Err(Some(error.to_string())),
+                Outcome::LoginRefused if was_refused => return Err(Some(error.to_string())),
+                Outcome::LoginRefused => {
+                    was_refused = true;
+                    None
+                }
+                Outcome::Refused => Some(error.to_string()),
+                Outcome::Unreachable => None,
+            };
+        }
+    }
+
+    /// One attempt. `received` is the number of frames received in the session. Errors contain the time that the server
+    /// asks to wait.
+    fn again(&mut self, received: u64) -> Result<(Connection, Again), (StartError, Duration)> {
         let resumed = self.on_connection(|way, connection| way.resume(connection, received))?;
         if let (connection, Some(theirs)) = resumed {
+            self.useful = USEFUL;
             return Ok((connection, Again::Resumed(theirs)));
         }
         // The session has ended. If the answer to the following login is lost, the client must not ask for it again.
@@ -75,7 +146,7 @@ impl Way {
         let key = SessionKey::generate();
         let log_in = |way: &Way, connection: &mut _| way.credentials.log_in(connection, key, &way.options);
         let (connection, (key, token)) = self.on_connection(log_in)?;
-        self.token = token;
+        (self.token, self.useful) = (token, USEFUL_LOGIN);
         Ok((connection, Again::LoggedIn(Box::new(key))))
     }
 
@@ -120,41 +191,44 @@ impl Way {
     }
 }
 
-/// Whether another attempt is useless, or for the user to decide. A refused login is final the second time, because the
-/// password may be changing at this moment.
-pub fn is_final(error: &StartError) -> bool {
-    matches!(
-        error,
-        StartError::Elsewhere
+/// What a failed attempt means.
+enum Outcome {
+    /// Another attempt is useless, or for the user to decide.
+    Final,
+    /// The server refuses the login, or this client refuses the challenge. Final the second time, because the password
+    /// may be changing at this moment.
+    LoginRefused,
+    /// A server refused, which is worth a report.
+    Refused,
+    /// No server was reached, or the connection broke.
+    Unreachable,
+}
+
+impl Outcome {
+    fn of(error: &StartError) -> Outcome {
+        match error {
+            StartError::Elsewhere
             | StartError::ServerChanged { .. }
             | StartError::UnknownServer(..)
-            | StartError::Auth(_)
-    )
-}
-
-/// Whether the server refuses the login, or this client refuses the challenge.
-pub fn is_login_refused(error: &StartError) -> bool {
-    matches!(error, StartError::Login | StartError::UnknownLogin(_))
-}
-
-/// Whether a server refused, which is worth a report, unlike another failure to reach one. A refused login is reported
-/// when it is final.
-pub fn is_refused(error: &StartError) -> bool {
-    match error {
-        StartError::Channel(error) => {
-            [ErrorKind::Unsupported, ErrorKind::InvalidData].contains(&error.kind())
+            | StartError::Auth(_) => Outcome::Final,
+            StartError::Login | StartError::UnknownLogin(_) => Outcome::LoginRefused,
+            StartError::Channel(error)
+                if ![ErrorKind::Unsupported, ErrorKind::InvalidData].contains(&error.kind()) =>
+            {
+                Outcome::Unreachable
+            }
+            StartError::Unreachable(..) | StartError::Lost(_) => Outcome::Unreachable,
+            _ => Outcome::Refused,
         }
-        StartError::Unreachable(..) | StartError::Lost(_) => false,
-        error => !is_login_refused(error),
     }
 }
 
 /// A pause before an attempt. A key press or a sleep of this machine ends it, but not the time that the server asks
 /// for.
-pub struct Pause {
+struct Pause {
     begun: Instant,
     /// When it ends.
-    pub then: Instant,
+    then: Instant,
     /// The earliest end.
     earliest: Instant,
     woken: bool,
@@ -163,11 +237,11 @@ pub struct Pause {
 
 impl Pause {
     /// How often the pause checks for a key press.
-    pub const LOOK: Duration = Duration::from_millis(250);
+    const LOOK: Duration = Duration::from_millis(250);
 
     /// Begins `now`, before attempt number `attempt`, from 0. `idle` is the time without a connection and without a
     /// key press, `asked` the time that the server asks to wait.
-    pub fn new(attempt: u32, idle: Duration, asked: Duration, now: Instant, wall: SystemTime) -> Pause {
+    fn new(attempt: u32, idle: Duration, asked: Duration, now: Instant, wall: SystemTime) -> Pause {
         let length =
             jittered(base(attempt, idle)).max(asked + jittered(if asked.is_zero() { 0 } else { PAUSES[0] }));
         let (then, earliest) = (now + length, now + length.min(SHORTEST.max(asked)));
@@ -177,7 +251,7 @@ impl Pause {
     }
 
     /// The time left; `None` if the pause is over. `key` is the moment of the last key press.
-    pub fn left(&mut self, key: Instant, now: Instant, wall: SystemTime) -> Option<Duration> {
+    fn left(&mut self, key: Instant, now: Instant, wall: SystemTime) -> Option<Duration> {
         self.woken |= self.clocks.slept(now, wall) || key > self.begun;
         let end = if self.woken { self.earliest } else { self.then };
         (now < end).then(|| (end - now).min(Pause::LOOK))

@@ -193,17 +193,16 @@ mod tests {
     fn transfer_that_ends_takes_its_grants_back() {
         let mut arriving = Arriving::new(1, 10);
         let queue = arriving.queue.clone();
-        let connection = queue.restart();
+        queue.restart();
         queue.begin();
         arriving.all[0].grant(arriving.now);
         arriving.all.clear();
         queue.end();
-        let counts = [(); 2].map(|()| {
-            match ClientMessage::decode(queue.next(connection).expect("a line")[0].trim_ascii()) {
+        let counts =
+            [(); 2].map(|()| match ClientMessage::decode(queue.next().expect("a line")[0].trim_ascii()) {
                 Ok(ClientMessage::Grant(grant)) => grant.count,
                 _ => panic!("no grant"),
-            }
-        });
+            });
         assert_eq!(counts, [FIRST, 0]);
     }
 
