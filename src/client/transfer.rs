@@ -178,9 +178,10 @@ impl Failure {
     }
 }
 
-/// What the jobs of one transfer share.
-#[derive(Default)]
-struct Control {
+/// A transfer, which its jobs share.
+struct Transfer {
+    peer: Username,
+    id: TransferId,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -207,7 +208,7 @@ struct State {
     refused: Option<Instant>,
 }
 
-impl Control {
+impl Transfer {
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let changed = change(&mut lock(&self.state));
         self.changed.notify_all();
@@ -222,28 +223,20 @@ impl Control {
     }
 }
 
-struct Running {
-    peer: Username,
-    id: TransferId,
-    control: Arc<Control>,
-}
-
 /// The table of all transfers, by number: where packets and grants go.
 #[derive(Default)]
 pub struct Router {
-    running: Mutex<BTreeMap<u32, Running>>,
+    running: Mutex<BTreeMap<u32, Arc<Transfer>>>,
     /// When a packet of any transfer last came or went.
     moved: Mutex<Option<Instant>>,
 }
 
 impl Router {
-    fn find(&self, peer: &Username, id: &TransferId) -> Option<Arc<Control>> {
-        let running = lock(&self.running);
-        let found = running.values().find(|running| running.peer == *peer && running.id == *id);
-        found.map(|running| running.control.clone())
+    fn find(&self, peer: &Username, id: &TransferId) -> Option<Arc<Transfer>> {
+        lock(&self.running).values().find(|one| one.peer == *peer && one.id == *id).cloned()
     }
 
-    fn remove(&self, number: u32) -> Option<Running> {
+    fn remove(&self, number: u32) -> Option<Arc<Transfer>> {
         lock(&self.running).remove(&number)
     }
 
@@ -253,9 +246,9 @@ impl Router {
 
     /// A chunk has come. One that nobody waits for is dropped.
     pub fn packet(&self, packet: &Packet<'_>) {
-        let Some(control) = self.find(&packet.peer, &packet.transfer) else { return };
+        let Some(transfer) = self.find(&packet.peer, &packet.transfer) else { return };
         self.has_moved();
-        control.change(|state| {
+        transfer.change(|state| {
             match state.grants.as_mut().is_some_and(|grants| grants.arrive(Instant::now())) {
                 true => state.packets.push_back(packet.payload.to_vec()),
                 false => state.broken = Some("more data arrived than was requested"),
@@ -265,15 +258,15 @@ impl Router {
 
     /// The other side takes more.
     pub fn grant(&self, grant: &Grant) {
-        if let Some(control) = self.find(&grant.peer, &grant.transfer.0) {
-            control.change(|state| state.granted = state.granted.saturating_add(grant.count));
+        if let Some(transfer) = self.find(&grant.peer, &grant.transfer.0) {
+            transfer.change(|state| state.granted = state.granted.saturating_add(grant.count));
         }
     }
 
     /// The server passes nothing on any more.
     pub fn refused(&self, refused: &Refused) {
-        if let Some(control) = self.find(&refused.peer, &refused.transfer.0) {
-            control.change(|state| {
+        if let Some(transfer) = self.find(&refused.peer, &refused.transfer.0) {
+            transfer.change(|state| {
                 state.granted = 0;
                 state.refused = state.refused.or(Some(Instant::now()));
             });
@@ -331,7 +324,8 @@ impl Transfers {
     }
 
     fn begin(&self, number: u32, peer: Username, id: TransferId) {
-        lock(&self.0.router.running).insert(number, Running { peer, id, control: Arc::default() });
+        let transfer = Transfer { peer, id, state: Mutex::default(), changed: Condvar::new() };
+        lock(&self.0.router.running).insert(number, Arc::new(transfer));
     }
 
     fn spawn(
@@ -339,11 +333,8 @@ impl Transfers {
         number: u32,
         work: impl FnOnce(&Worker) -> Result<(), Failure> + Send + 'static,
     ) -> Option<Step> {
-        let running = lock(&self.0.router.running);
-        let Running { peer, control, .. } = running.get(&number)?;
-        let (peer, control, shared) = (peer.clone(), control.clone(), self.0.clone());
-        drop(running);
-        let worker = Worker { number, turn: control.next_turn(), peer, control, shared };
+        let transfer = lock(&self.0.router.running).get(&number)?.clone();
+        let worker = Worker { number, turn: transfer.next_turn(), transfer, shared: self.0.clone() };
         let started = thread::Builder::new().name("file".into()).spawn(move || {
             if let Some(step) = work(&worker).err().and_then(Failure::step) {
                 worker.finish(step);
@@ -355,8 +346,8 @@ impl Transfers {
     }
 
     fn stop(&self, number: u32, discard: bool) {
-        let Some(Running { control, .. }) = self.0.router.remove(number) else { return };
-        let part = control.change(|state| {
+        let Some(transfer) = self.0.router.remove(number) else { return };
+        let part = transfer.change(|state| {
             // Together: the job that ends by the one looks at the other.
             (state.turn, state.discard) = (state.turn + 1, discard);
             state.packets.clear();
@@ -372,8 +363,7 @@ impl Transfers {
 struct Worker {
     number: u32,
     turn: u32,
-    peer: Username,
-    control: Arc<Control>,
+    transfer: Arc<Transfer>,
     shared: Arc<Shared>,
 }
 
@@ -389,17 +379,13 @@ impl Worker {
     }
 
     fn goes_on(&self) -> bool {
-        lock(&self.control.state).turn == self.turn
+        lock(&self.transfer.state).turn == self.turn
     }
 
-    /// Waits for something, at most so long after anything has moved.
-    fn wait<T>(
-        &self,
-        patience: Duration,
-        mut take: impl FnMut(&mut State) -> Option<T>,
-    ) -> Result<T, Failure> {
+    /// Waits for something, while packets move.
+    fn wait<T>(&self, mut take: impl FnMut(&mut State) -> Option<T>) -> Result<T, Failure> {
         let begun = Instant::now();
-        let mut state = lock(&self.control.state);
+        let mut state = lock(&self.transfer.state);
         loop {
             if state.turn != self.turn {
                 return Err(Failure::Stopped);
@@ -411,7 +397,7 @@ impl Worker {
                 return Err(Failure::Broken(why.into()));
             }
             let moved = *lock(&self.shared.router.moved);
-            let end = moved.map_or(begun, |moved| moved.max(begun)) + patience;
+            let end = moved.map_or(begun, |moved| moved.max(begun)) + STALLED;
             let end = state.refused.map_or(end, |since| end.min(since + LAST_WORD));
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -421,7 +407,7 @@ impl Worker {
                 };
                 return Err(Failure::Broken(why.into()));
             }
-            let waited = self.control.changed.wait_timeout(state, left);
+            let waited = self.transfer.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }

@@ -4,7 +4,7 @@
 //! right. Specification: PROTOCOL#asked-for, PROTOCOL#chunk-order.
 
 use super::grants::Grants;
-use super::{Failure, STALLED, Shared, Step, TOLD_EVERY, Worker};
+use super::{Failure, Shared, Step, TOLD_EVERY, Worker};
 use crate::client::file::{Part, free_space};
 use crate::crypto::chunk::{CHUNK, Plan};
 use crate::crypto::keys::SessionKey;
@@ -25,7 +25,7 @@ impl Worker {
     /// Finds what is there already of a file of `size` bytes.
     pub fn look(&self, size: u64, sha256: &[u8; 32]) -> Result<(), Failure> {
         let folder = &self.shared.received;
-        let mut part = Part::open(folder, &self.peer, sha256)?;
+        let mut part = Part::open(folder, &self.transfer.peer, sha256)?;
         let have = match part.take_up(size, || self.goes_on()) {
             Ok(have) => have,
             Err(error) => return Err(self.give_up(part, error.into())),
@@ -35,7 +35,7 @@ impl Worker {
             self.tell(Step::Tight { free, missing });
         }
         let mut part = Some(part);
-        let stands = self.wait(STALLED, |state| {
+        let stands = self.wait(|state| {
             state.part = part.take();
             Some(())
         });
@@ -54,25 +54,25 @@ impl Worker {
         sha256: &[u8; 32],
         name: &str,
     ) -> Result<(), Failure> {
-        let mut part = self.wait(STALLED, |state| state.part.take())?;
+        let mut part = self.wait(|state| state.part.take())?;
         let whole = self.fill(session, plan, &mut part).and_then(|()| {
             if !part.is_right(sha256) {
                 return Err(Failure::Wrong("it is not the file that was offered".into()));
             }
             part.sync()?;
             // The last moment at which it can be cancelled.
-            self.wait(STALLED, |_| Some(()))
+            self.wait(|_| Some(()))
         });
         if let Err(failure) = whole {
             return Err(self.give_up(part, failure));
         }
-        self.finish(Step::Received(part.finish(&self.shared.received, &self.peer, name)?));
+        self.finish(Step::Received(part.finish(&self.shared.received, &self.transfer.peer, name)?));
         Ok(())
     }
 
     /// A part stays for another time, unless it is wrong, or not wanted any more.
     fn give_up(&self, part: Part, failure: Failure) -> Failure {
-        if matches!(failure, Failure::Wrong(_)) || lock(&self.control.state).discard {
+        if matches!(failure, Failure::Wrong(_)) || lock(&self.transfer.state).discard {
             part.discard();
         }
         failure
@@ -81,16 +81,16 @@ impl Worker {
     fn fill(&self, session: &SessionKey, plan: &Plan, part: &mut Part) -> Result<(), Failure> {
         let left = plan.chunks() - plan.start;
         let Shared { sharing, queue, .. } = &*self.shared;
-        let grants = Grants::new(sharing.clone(), queue.clone(), self.peer.clone(), plan.id, left);
-        lock(&self.control.state).grants = Some(grants);
+        let grants = Grants::new(sharing.clone(), queue.clone(), self.transfer.peer.clone(), plan.id, left);
+        lock(&self.transfer.state).grants = Some(grants);
         let taken = self.take_chunks(session, plan, part);
         // Whatever was granted and has not come is not wanted any more.
-        lock(&self.control.state).grants = None;
+        lock(&self.transfer.state).grants = None;
         taken
     }
 
     fn grants(&self, change: impl FnOnce(&mut Grants)) {
-        if let Some(grants) = &mut lock(&self.control.state).grants {
+        if let Some(grants) = &mut lock(&self.transfer.state).grants {
             change(grants);
         }
     }
@@ -112,7 +112,7 @@ impl Worker {
             let written = self.write_groups(plan, part, results);
             if written.is_err() {
                 // The other threads stop, too.
-                self.control.next_turn();
+                self.transfer.next_turn();
             }
             written
         })
@@ -126,9 +126,8 @@ impl Worker {
             if count == 0 {
                 return;
             }
-            let packets = self.wait(STALLED, |state| {
-                (state.packets.len() >= count).then(|| state.packets.drain(..count).collect())
-            });
+            let packets = self
+                .wait(|state| (state.packets.len() >= count).then(|| state.packets.drain(..count).collect()));
             *due = if packets.is_ok() { first + count as u32 } else { plan.chunks() };
             drop(due);
             let group = packets.and_then(|packets: Vec<Vec<u8>>| {

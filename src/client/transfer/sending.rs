@@ -28,26 +28,26 @@ impl Worker {
             self.goes_on()
         })?;
         let hashed = Step::Hashed { name: source.name.clone(), size: source.size, sha256 };
-        self.control.change(|state| state.source = Some(Arc::new(source)));
+        self.transfer.change(|state| state.source = Some(Arc::new(source)));
         self.tell(hashed);
         Ok(())
     }
 
     /// Keeps a copy of what was sent.
     pub fn copy(&self) -> Result<(), Failure> {
-        let copied = self.source()?.copy(&self.shared.sent, &self.peer);
+        let copied = self.source()?.copy(&self.shared.sent, &self.transfer.peer);
         self.finish(Step::Copied(copied.map_err(|error| error.to_string())));
         Ok(())
     }
 
     fn source(&self) -> Result<Arc<Source>, Failure> {
-        lock(&self.control.state).source.clone().ok_or(Failure::Stopped)
+        lock(&self.transfer.state).source.clone().ok_or(Failure::Stopped)
     }
 
     /// Sends the chunks from `plan.start` on, as they are granted.
     pub fn send(&self, recipient: &SessionPublicKey, plan: &Plan) -> Result<(), Failure> {
         let source = self.source()?;
-        let address = Packet::address(&self.peer, &plan.id);
+        let address = Packet::address(&self.transfer.peer, &plan.id);
         let mut told = Instant::now();
         let mut buffer = vec![0; GROUP as usize * CHUNK];
         let mut first = plan.start;
@@ -59,12 +59,12 @@ impl Worker {
             read.map_err(|error| Failure::Wrong(error.to_string()))?;
             for payload in plan.seal_group(first, recipient, &buffer[..length]) {
                 // Before a wait, too, or the last of it would never be told.
-                let waits = lock(&self.control.state).granted == 0;
+                let waits = lock(&self.transfer.state).granted == 0;
                 if told.elapsed() >= if waits { TOLD_EVERY / 5 } else { TOLD_EVERY } {
                     told = Instant::now();
                     self.tell(Step::Progress(at));
                 }
-                self.wait(STALLED, |state| {
+                self.wait(|state| {
                     state.granted = state.granted.checked_sub(1)?;
                     Some(())
                 })?;
