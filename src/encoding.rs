@@ -140,6 +140,11 @@ pub fn base64(bytes: &[u8]) -> String {
     BASE64_STANDARD.encode(bytes)
 }
 
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The deepest nesting of JSON: bounds the decoder's memory. Real messages have three levels. PROTOCOL#depth.
 const MAX_DEPTH: usize = 8;
 

@@ -7,9 +7,10 @@ use super::text::is_harmful;
 use crate::crypto::chunk::CHUNK;
 use crate::crypto::secret::random;
 use crate::disk;
+use crate::encoding::hex;
 use crate::name::Username;
 use sha2::{Digest, Sha256};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -110,7 +111,7 @@ impl Source {
     /// Those of the disk; `Interrupted` when `go_on` returns false.
     pub fn hash(&self, go_on: impl FnMut(u64) -> bool) -> io::Result<[u8; 32]> {
         let mut hasher = Sha256::new();
-        take_in(&mut hasher, self.size, |buffer, at| self.read_at(buffer, at), go_on)?;
+        take_in(&mut hasher, &self.file, self.size, go_on).map_err(shortened)?;
         Ok(hasher.finalize().into())
     }
 
@@ -119,10 +120,7 @@ impl Source {
     /// # Errors
     /// Those of the disk; a file that has become shorter is one.
     pub fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
-        self.file.read_exact_at(buffer, at).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => io::Error::other("the file has been shortened"),
-            _ => error,
-        })
+        self.file.read_exact_at(buffer, at).map_err(shortened)
     }
 
     /// Whether the file was written to since it was opened.
@@ -165,14 +163,8 @@ impl Source {
 /// Removes partial copies that a crash or an exit has left, if they are not locked. A failure is ignored: the next
 /// sweep tries again.
 fn sweep(folder: &Path) {
-    let is_part = |path: &PathBuf| {
-        let name =
-            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".part"));
-        let random = name.and_then(|name| name.rsplit_once('_'));
-        random.is_some_and(|(_, hex)| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
-    };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    for path in entries.map(|entry| entry.path()).filter(is_part) {
+    for path in entries.map(|entry| entry.path()).filter(|path| part_of(path).is_some()) {
         let Ok(part) = part_options().open(&path) else { continue };
         // It stays locked until it is removed.
         if part.try_lock().is_ok() && claim(&part, &path).is_ok() {
@@ -181,17 +173,24 @@ fn sweep(folder: &Path) {
     }
 }
 
-/// Hashes `size` bytes, read in pieces. `go_on` gets the number of bytes read, and may stop it.
+fn shortened(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => io::Error::other("the file has been shortened"),
+        _ => error,
+    }
+}
+
+/// Hashes the first `size` bytes of a file. `go_on` gets the number of bytes read, and may stop it.
 fn take_in(
     hasher: &mut Sha256,
+    file: &File,
     size: u64,
-    read: impl Fn(&mut [u8], u64) -> io::Result<()>,
     mut go_on: impl FnMut(u64) -> bool,
 ) -> io::Result<()> {
     let (mut buffer, mut at) = (vec![0; 4 * CHUNK], 0);
     while at < size {
         let length = usize::try_from(size - at).map_or(buffer.len(), |rest| rest.min(buffer.len()));
-        read(&mut buffer[..length], at)?;
+        file.read_exact_at(&mut buffer[..length], at)?;
         hasher.update(&buffer[..length]);
         at += length as u64;
         if !go_on(at) {
@@ -210,8 +209,16 @@ pub struct Part {
 }
 
 fn part_path(folder: &Path, person: &Username, sha256: &[u8; 32]) -> PathBuf {
-    let hash: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-    folder.join(format!("{}_{hash}.part", person.as_str()))
+    folder.join(format!("{}_{}.part", person.as_str(), hex(sha256)))
+}
+
+/// The person and the hash of the part at a path; `None` if it is no path of a part.
+fn part_of(path: &Path) -> Option<(Username, [u8; 32])> {
+    let (person, hash) = path.file_name()?.to_str()?.strip_suffix(".part")?.rsplit_once('_')?;
+    let byte = |at: usize| u8::from_str_radix(hash.get(at..at + 2)?, 16).ok();
+    let bytes: Vec<u8> = (0..hash.len()).step_by(2).map(byte).collect::<Option<_>>()?;
+    let (person, sha256) = (person.parse().ok()?, bytes.try_into().ok()?);
+    (part_path(path.parent()?, &person, &sha256) == path).then_some((person, sha256))
 }
 
 /// A part of a file, whether or not it is still being sent.
@@ -227,12 +234,9 @@ pub struct LeftPart {
 /// The parts among the first thousand files of a folder.
 pub fn left_parts(folder: &Path) -> Vec<LeftPart> {
     let part = |entry: fs::DirEntry| {
-        let name = entry.file_name().into_string().ok()?;
-        let (sender, hash) = name.strip_suffix(".part")?.rsplit_once('_')?;
-        let digits = |at: usize| u8::from_str_radix(hash.get(at..at + 2)?, 16).ok();
-        let bytes: Vec<u8> = (0..hash.len()).step_by(2).map(digits).collect::<Option<_>>()?;
+        let (sender, sha256) = part_of(&entry.path())?;
         let facts = entry.metadata().ok().filter(fs::Metadata::is_file)?;
-        Some(LeftPart { sender: sender.parse().ok()?, sha256: bytes.try_into().ok()?, bytes: facts.len() })
+        Some(LeftPart { sender, sha256, bytes: facts.len() })
     };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_PARTS);
     entries.filter_map(part).collect()
@@ -258,13 +262,8 @@ fn part_options() -> OpenOptions {
 
 /// Locks a part, so that two transfers never write it, and checks that it has not got its final name meanwhile.
 fn claim(file: &File, path: &Path) -> io::Result<()> {
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
-        Err(TryLockError::Error(error)) => return Err(error),
-        Err(TryLockError::WouldBlock) => {
-            return Err(io::Error::new(ErrorKind::WouldBlock, "it is already arriving"));
-        }
+    if !disk::try_lock(file)? {
+        return Err(io::Error::new(ErrorKind::WouldBlock, "it is already arriving"));
     }
     let facts = file.metadata()?;
     if !facts.is_file() || facts.nlink() != 1 || fs::symlink_metadata(path)?.ino() != facts.ino() {
@@ -301,9 +300,7 @@ impl Part {
             length => length - length % CHUNK as u64,
         };
         self.file.set_len(have).map_err(disk::at(&self.path))?;
-        let (file, path) = (&self.file, &self.path);
-        let read = |buffer: &mut [u8], at: u64| file.read_exact_at(buffer, at).map_err(disk::at(path));
-        take_in(&mut self.hasher, have, read, |_| go_on())?;
+        take_in(&mut self.hasher, &self.file, have, |_| go_on()).map_err(disk::at(&self.path))?;
         self.file.seek(SeekFrom::Start(have)).map_err(disk::at(&self.path))?;
         Ok(have)
     }
@@ -374,7 +371,7 @@ mod tests {
 
     impl Folder {
         fn new() -> Folder {
-            let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+            let name = hex(&random::<8>());
             let path = std::env::temp_dir().join(format!("file-{name}"));
             fs::create_dir(&path).expect("folder");
             Folder(path)

@@ -42,7 +42,7 @@ In the messenger, /help lists the commands.
 const FOLDER: &str = ".secure_messenger_client";
 
 /// A parsed command line.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The name or address of the server; `localhost` unless given.
     pub host: String,
@@ -110,21 +110,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
 }
 
 fn parse_all(arguments: &mut Arguments) -> Result<Request, String> {
-    let mut options = Options {
-        host: "localhost".into(),
-        port: 1315,
-        data_dir: PathBuf::new(),
-        fingerprint: None,
-        accept_new: false,
-        tls: true,
-        user: None,
-        register: false,
-        password_file: None,
-        keep_history: false,
-        mouse: true,
-        plain: false,
-        times: false,
-    };
+    let mut options =
+        Options { host: "localhost".into(), port: 1315, tls: true, mouse: true, ..Options::default() };
     while let Some(flag) = arguments.flag()? {
         match flag.as_str() {
             "--host" => options.host = host(&arguments.value::<String>(&flag)?)?,

@@ -22,7 +22,7 @@ const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
 /// Why the text names no file of this machine.
 pub fn typed_path(typed: &str) -> Result<PathBuf, String> {
     let meant = meant_path(typed);
-    let literal = [at_home(typed.as_bytes()), plain_path(typed)];
+    let literal = [typed, typed.trim_matches(BLANKS)].map(|text| at_home(text.as_bytes()));
     let is_there = meant.as_ref().is_ok_and(|path| path.exists());
     literal.into_iter().filter(|path| !is_there && path.exists()).map(Ok).next().unwrap_or(meant)
 }
@@ -35,10 +35,6 @@ pub fn meant_path(typed: &str) -> Result<PathBuf, String> {
     let Read { mut bytes, end, problem } = read(typed);
     bytes.truncate(end);
     problem.map_or_else(|| Ok(at_home(&bytes)), Err)
-}
-
-fn plain_path(typed: &str) -> PathBuf {
-    at_home(typed.trim_matches(BLANKS).as_bytes())
 }
 
 /// With the home folder in place of a leading `~`.
@@ -229,9 +225,10 @@ pub fn whole(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::crypto::secret::random;
+    use crate::encoding::hex;
 
     fn folder() -> PathBuf {
-        let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = hex(&random::<8>());
         let path = std::env::temp_dir().join(format!("path-{name}"));
         fs::create_dir(&path).expect("a folder");
         path

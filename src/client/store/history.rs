@@ -12,7 +12,7 @@ use crate::crypto::primitives::{Tag, gcm_open, gcm_seal, sha256};
 use crate::crypto::secret::{Key, random};
 use crate::crypto::{Fields, label};
 use crate::disk;
-use crate::encoding::{Bytes, Fixed};
+use crate::encoding::{Bytes, Fixed, hex};
 use crate::name::Username;
 use crate::records::{self, Format, Records, Writers};
 use miniserde::{Deserialize, Serialize, json};
@@ -112,7 +112,7 @@ impl History {
     /// The history of this account on the server of `options`. Reads nothing yet. PROTOCOL#history-file.
     pub fn new(options: &Options, owner: &Username, identity: &IdentityKey) -> History {
         let server = options.server();
-        let hash: String = sha256(server.as_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex(&sha256(server.as_bytes())[..8]);
         History {
             path: options.data_dir.join("history").join(format!("{}_{hash}", owner.as_str())),
             key: identity.history_key(owner, &server),
@@ -301,7 +301,7 @@ mod tests {
 
     impl Home {
         fn new() -> Home {
-            let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+            let id = hex(&random::<8>());
             let path = std::env::temp_dir().join(format!("history-{id}"));
             disk::private_folders(&path, &["history"]).expect("folder");
             Home(path)
