@@ -345,6 +345,42 @@ fn interrupt_ends_a_client_that_is_connecting() {
     terminal.expect_as_before(&before, "connecting", "connecting ...", 130);
 }
 
+#[test]
+fn password_typed_again_while_connecting_is_no_message() {
+    let server = Server::start();
+    let (gate, terminal) = (Gate::before(&server), Terminal::new());
+    terminal.log_in(server.port, "alice");
+    terminal.enter("/exit");
+    terminal.wait_for_shell();
+    let mut bob = server.client("bob").ready();
+    gate.hold_answers(true);
+    terminal.enter(&terminal.client(gate.port, "--accept-new --user alice"));
+    terminal.expect_last("password:");
+    terminal.ask(PASSWORD, "connecting ...");
+    terminal.enter(PASSWORD);
+    gate.hold_answers(false);
+    terminal.expect(" everyone · online");
+    terminal.enter("after it");
+    assert_eq!(bob.expect("<alice"), "<alice> after it");
+}
+
+#[test]
+fn yes_typed_before_the_fingerprint_is_shown_is_no_answer() {
+    let server = Server::start();
+    let (gate, terminal) = (Gate::before(&server), Terminal::new());
+    gate.hold_answers(true);
+    terminal.enter(&terminal.client(gate.port, "--user alice --register"));
+    terminal.expect_last("new password (hidden, at least 6 characters):");
+    terminal.enter(PASSWORD);
+    terminal.expect_last("repeat password:");
+    terminal.ask(PASSWORD, "connecting ...");
+    terminal.enter("yes");
+    gate.hold_answers(false);
+    terminal.expect_last("do they match? (yes/no)");
+    terminal.ask("no", "nothing was sent to the server");
+    assert!(!terminal.home.path(".secure_messenger_client/known_servers").exists());
+}
+
 // ---- talking
 
 #[test]

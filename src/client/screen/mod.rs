@@ -79,6 +79,8 @@ pub fn run(
     options: &Options,
     greeting: String,
 ) -> io::Result<Exit> {
+    // Before the terminal is asked for the widths of its characters: it may answer at once.
+    inputs.taken_by(Taker::Screen);
     let screen = FullScreen::start(options.mouse, inputs.closer())?;
     let backend = Backend::start(session.me(), way, options, Box::new(inputs.waker()))?;
     let conversations = Conversations::default();
@@ -93,7 +95,6 @@ pub fn run(
         over: None,
     };
     screen.greet(greeting);
-    inputs.taken_by(Taker::Screen);
     let mut exit = screen.serve(inputs);
     inputs.taken_by(Taker::End);
     let Screen { backend, views, lines, .. } = screen;

@@ -12,14 +12,14 @@ use crate::client::text::{fitting, width, wrap};
 use crate::crypto::secret::Password;
 use std::io;
 
-/// See the module. The terminal is raw throughout, so text typed between two questions waits for the second one,
-/// unseen; but Ctrl-C then ends the program, which may be connecting.
+/// See the module. The terminal is raw throughout, so nothing that is typed is shown but the answer to a question. Keys
+/// typed before the first question, or while the client is [`busy`](Self::busy), are dropped.
 pub struct Prompter<'a> {
     inputs: &'a mut Inputs,
 }
 
 impl<'a> Prompter<'a> {
-    /// Takes the terminal. What is typed ahead is left for the screen.
+    /// Takes the terminal.
     ///
     /// # Errors
     /// If there is no terminal, or its modes cannot be set.
@@ -36,6 +36,11 @@ impl<'a> Prompter<'a> {
         let columns = usize::from(size().columns);
         let rows = text.lines().flat_map(|line| wrap(line, columns));
         write(&rows.map(|row| row + "\r\n").collect::<String>())
+    }
+
+    /// Drops what is typed from now on until the next question, which nobody has seen yet. Ctrl-C ends the client.
+    pub fn busy(&mut self) {
+        self.inputs.taken_by(Taker::Nobody);
     }
 
     /// Asks for a line, which may be empty; `None` if the user backed out with Esc, Ctrl-C or Ctrl-D.
@@ -61,7 +66,6 @@ impl<'a> Prompter<'a> {
                 }
             }
         };
-        self.inputs.taken_by(Taker::Nobody);
         write("\r\n")?;
         Ok(answer)
     }
@@ -86,7 +90,6 @@ impl<'a> Prompter<'a> {
                 Step::Left | Step::Done => break,
             }
         }
-        self.inputs.taken_by(Taker::Nobody);
         write("\r\n")?;
         Ok(dialog.answers().and_then(|mut answers| answers.pop()))
     }

@@ -92,6 +92,7 @@ fn with_name(
         let Some(password) = password.filter(|password| !password.expose().is_empty()) else {
             return Ok(None);
         };
+        prompter.busy();
         let attempt = if register {
             let doing = "creating your keys and your account ...";
             login::register(options, &name, &password, || connect_asking(options, prompter, doing))
@@ -145,6 +146,7 @@ fn connect_asking(
              if they differ, someone may be intercepting the connection"
         ));
         let answer = told.and_then(|()| prompter.line("do they match? (yes/no) "));
+        prompter.busy();
         let answer = answer.ok().flatten().unwrap_or_default().trim().to_ascii_lowercase();
         is_declined = !["y", "yes"].contains(&answer.as_str());
         !is_declined

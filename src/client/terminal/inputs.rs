@@ -1,8 +1,8 @@
 //! The input of the terminal, and signals, from the first question to the end.
 //!
-//! Invariant: what is typed ahead is kept (README#the-screen). One thread reads the terminal and one takes signals; the
-//! owner waits for both, and for its events, in [`Inputs::next`]. Only the reader waits for the owner, when much is
-//! typed ahead.
+//! Invariant: while nobody takes keys, they are dropped, so an answer or a line is typed after the question or the screen
+//! appeared (README#the-screen). One thread reads the terminal and one takes signals; the owner waits for both, and for
+//! its events, in [`Inputs::next`]. Only the reader waits for the owner, when much is typed.
 
 use super::input::{Decoder, Key, Keys, are_lines};
 use super::signals::{can_suspend, obey, on_signals};
@@ -25,7 +25,7 @@ const MANY: usize = 256;
 /// Keys after which such a paste is handed on in any case.
 const MAX_BURST: usize = 64 * 1024;
 /// Reads that may wait, of at most 1 KiB each: more than the longest line.
-const MAX_PIECES: usize = 64;
+const MAX_READS: usize = 64;
 /// Ctrl-C.
 const INTERRUPT: u8 = 3;
 /// A question checks again after this time without a key.
@@ -34,7 +34,7 @@ const LONG: Duration = Duration::from_secs(3600);
 /// The taker of keys and signals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Taker {
-    /// None: the client connects. Ctrl-C and signals end it, or stop it.
+    /// None: the client connects or makes keys. Keys are dropped; Ctrl-C and signals end the client, or stop it.
     #[default]
     Nobody,
     /// A question takes keys. Signals end the client, or stop it.
@@ -48,8 +48,7 @@ pub enum Taker {
 /// See the module.
 pub struct Inputs {
     shared: Arc<Shared>,
-    decoder: Decoder,
-    /// When the latest decoded bytes were read.
+    /// When the latest keys were read.
     read: Instant,
     /// The keys of that read, as long as more of a paste may follow.
     latest: Keys,
@@ -65,8 +64,11 @@ struct Shared {
 
 #[derive(Default)]
 struct Waiting {
-    /// Bytes, and when they were read.
-    pieces: VecDeque<(Instant, Zeroizing<Vec<u8>>)>,
+    decoder: Decoder,
+    /// The keys of each read, and its time.
+    reads: VecDeque<(Instant, Keys)>,
+    /// The time of the latest read, if it was dropped.
+    dropped: Option<Instant>,
     signals: BTreeSet<i32>,
     is_woken: bool,
     is_closed: bool,
@@ -75,7 +77,28 @@ struct Waiting {
 
 impl Waiting {
     fn is_nothing(&self) -> bool {
-        self.pieces.is_empty() && self.signals.is_empty() && !self.is_woken && !self.is_closed
+        self.reads.is_empty() && self.signals.is_empty() && !self.is_woken && !self.is_closed
+    }
+
+    /// Decodes a read. While nobody takes keys, drops it, with the rest of a paste that began in it.
+    fn take(&mut self, read: Instant, piece: &[u8]) {
+        if self.dropped.is_some() && self.decoder.deadline().is_some_and(|end| end <= read) {
+            self.decoder.expire();
+        }
+        let is_begun = self.decoder.deadline().is_some();
+        let is_rest = |dropped| is_begun || read.saturating_duration_since(dropped) < BURST;
+        let is_dropped = self.taker == Taker::Nobody || self.dropped.is_some_and(is_rest);
+        let keys = self.decoder.feed(piece, read);
+        self.dropped = is_dropped.then_some(read);
+        if !is_dropped {
+            self.reads.push_back((read, keys));
+        }
+    }
+
+    /// The keys of incomplete input whose deadline has passed.
+    fn expire(&mut self) -> Keys {
+        let keys = self.decoder.expire();
+        if self.dropped.is_some() { Keys::default() } else { keys }
     }
 }
 
@@ -95,13 +118,16 @@ impl Shared {
                 Ok(length) => piece.truncate(length),
             }
             let read = Instant::now();
-            if piece.contains(&INTERRUPT) && lock(&self.waiting).taker == Taker::Nobody {
+            let full = |waiting: &mut Waiting| waiting.reads.len() >= MAX_READS;
+            let waiting = self.changed.wait_while(lock(&self.waiting), full);
+            let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+            waiting.take(read, &piece);
+            let is_interrupt = waiting.taker == Taker::Nobody && piece.contains(&INTERRUPT);
+            drop(waiting);
+            self.changed.notify_all();
+            if is_interrupt {
                 let _ = signal_hook::low_level::raise(SIGINT);
             }
-            let full = |waiting: &mut Waiting| waiting.pieces.len() >= MAX_PIECES;
-            let waiting = self.changed.wait_while(lock(&self.waiting), full);
-            waiting.unwrap_or_else(PoisonError::into_inner).pieces.push_back((read, piece));
-            self.changed.notify_all();
         }
     }
 
@@ -151,13 +177,20 @@ impl Inputs {
     }
 
     fn new() -> Inputs {
-        let (shared, decoder, ready) = (Arc::default(), Decoder::default(), VecDeque::new());
-        Inputs { shared, decoder, read: Instant::now(), latest: Keys::default(), ready }
+        let (shared, ready) = (Arc::default(), VecDeque::new());
+        Inputs { shared, read: Instant::now(), latest: Keys::default(), ready }
     }
 
-    /// Changes the taker of keys and signals.
-    pub fn taken_by(&self, taker: Taker) {
-        lock(&self.shared.waiting).taker = taker;
+    /// Changes the taker of keys and signals. If there is none, drops the keys that wait.
+    pub fn taken_by(&mut self, taker: Taker) {
+        self.shared.change(|waiting| {
+            waiting.taker = taker;
+            if taker == Taker::Nobody {
+                self.latest = Keys::default();
+                self.ready.clear();
+                waiting.reads.clear();
+            }
+        });
     }
 
     /// Wakes the owner for an event, and never waits for it.
@@ -206,21 +239,23 @@ impl Inputs {
 
     /// Waits, and makes the keys of what has been read ready.
     fn fill(&mut self, wait: Duration) -> BTreeSet<i32> {
+        let (mut waiting, changed) = (lock(&self.shared.waiting), &self.shared.changed);
         let now = Instant::now();
         let held = is_burst(&self.latest).then_some(self.read + BURST);
-        let end = [held, self.decoder.deadline()].into_iter().flatten().fold(now + wait, Instant::min);
+        let end = [held, waiting.decoder.deadline()].into_iter().flatten().fold(now + wait, Instant::min);
         let wait = if self.ready.is_empty() { end.saturating_duration_since(now) } else { Duration::ZERO };
-        let (waiting, changed) = (lock(&self.shared.waiting), &self.shared.changed);
-        let waiting = changed.wait_timeout_while(waiting, wait, |waiting| waiting.is_nothing());
-        let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner).0;
-        let (pieces, signals, is_closed) =
-            (take(&mut waiting.pieces), take(&mut waiting.signals), waiting.is_closed);
+        let woken = changed.wait_timeout_while(waiting, wait, |waiting| waiting.is_nothing());
+        waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
+        let is_closed = waiting.is_closed;
+        let is_over = |end: Instant| is_closed || Instant::now() >= end;
+        // At the end of the input, too: an incomplete key before it still counts.
+        let expired = waiting.decoder.deadline().is_some_and(is_over).then(|| waiting.expire());
+        let (reads, signals) = (take(&mut waiting.reads), take(&mut waiting.signals));
         waiting.is_woken = false;
         drop(waiting);
         // There is room again.
         changed.notify_all();
-        for (read, piece) in pieces {
-            let more = self.decoder.feed(&piece, read);
+        for (read, more) in reads {
             // A paste may take several reads; keys typed later that waited do not belong to it.
             if is_burst(&self.latest) && read.saturating_duration_since(self.read) < BURST {
                 self.latest = joined(take(&mut self.latest), more);
@@ -229,12 +264,7 @@ impl Inputs {
             }
             self.read = read;
         }
-        let is_over = |end: Instant| is_closed || Instant::now() >= end;
-        // At the end of the input, too: an incomplete key before it still counts.
-        if self.decoder.deadline().is_some_and(is_over) {
-            let more = self.decoder.expire();
-            self.hand_on(more);
-        }
+        expired.into_iter().for_each(|more| self.hand_on(more));
         if !is_burst(&self.latest) || is_over(self.read + BURST) {
             self.hand_on(Keys::default());
         }
@@ -266,13 +296,63 @@ mod tests {
     use super::*;
     use crate::client::terminal::input::Pastes;
 
-    fn with(pieces: &[(&[u8], u32)]) -> Inputs {
-        let (inputs, now) = (Inputs::new(), Instant::now());
-        for (bytes, late) in pieces {
-            let piece = (now + *late * 2 * BURST, Zeroizing::new(bytes.to_vec()));
-            inputs.shared.change(|waiting| waiting.pieces.push_back(piece));
-        }
+    /// Reads, each with its time in units of twice the pause within a paste.
+    fn read(inputs: &Inputs, reads: &[(&[u8], u32)]) {
+        let now = inputs.read;
+        inputs.shared.change(|waiting| {
+            reads.iter().for_each(|(bytes, late)| waiting.take(now + *late * 2 * BURST, bytes));
+        });
+    }
+
+    fn with(reads: &[(&[u8], u32)]) -> Inputs {
+        let mut inputs = Inputs::new();
+        inputs.taken_by(Taker::Question);
+        read(&inputs, reads);
         inputs
+    }
+
+    /// All keys that are handed on.
+    fn keys(inputs: &mut Inputs) -> Vec<Key> {
+        inputs.closer()();
+        std::iter::from_fn(|| inputs.key()).collect()
+    }
+
+    #[test]
+    fn keys_typed_while_nobody_takes_them_are_dropped() {
+        let mut inputs = with(&[(b"secret\ryes\r", 0)]);
+        while inputs.key() != Some(Key::Enter) {}
+        inputs.taken_by(Taker::Nobody);
+        read(&inputs, &[(b"yes\r", 2), (b"secret\r", 3), (b"\r", 4)]);
+        inputs.taken_by(Taker::Question);
+        read(&inputs, &[(b"no\r", 5)]);
+        assert_eq!(keys(&mut inputs), [Key::Char('n'), Key::Char('o'), Key::Enter]);
+        // As many that the reader waited are the same.
+        let mut inputs = Inputs::new();
+        read(&inputs, &[(b"yes\r".as_slice(), 2); 2 * MAX_READS]);
+        inputs.taken_by(Taker::Screen);
+        assert_eq!(keys(&mut inputs), []);
+    }
+
+    #[test]
+    fn paste_is_dropped_with_the_rest_that_follows_a_question() {
+        for (before, rest, until) in [
+            (&b"secret\r"[..], &b"yes\r"[..], 0),
+            (b"\x1b[200~secret\r", b"yes\r\x1b[201~", 3),
+            (b"\x1b[20", b"0~yes\r\x1b[201~", 3),
+            (b"\xc3", b"\xa4yes\r", 3),
+        ] {
+            let mut inputs = Inputs::new();
+            read(&inputs, &[(before, 0)]);
+            inputs.taken_by(Taker::Question);
+            read(&inputs, &[(rest, until), (b"y", until + 1)]);
+            assert_eq!(keys(&mut inputs), [Key::Char('y')], "{before:?}");
+        }
+        // One without its end mark has ended before the question.
+        let mut inputs = Inputs::new();
+        read(&inputs, &[(b"\x1b[200~secret\r", 0)]);
+        inputs.taken_by(Taker::Question);
+        read(&inputs, &[(b"y", 100)]);
+        assert_eq!(keys(&mut inputs), [Key::Char('y')]);
     }
 
     #[test]
