@@ -686,6 +686,25 @@ fn other_views_are_reached_without_alt() {
 }
 
 #[test]
+fn digit_after_an_escape_that_ended_scrolling_is_text() {
+    let (_server, terminal, mut bob) = alice_and_bob();
+    bob.say("/msg alice for you alone");
+    terminal.expect(" [1 everyone]  2 bob? (1) · ");
+    for number in 0..40 {
+        bob.say(&format!("line number {number}."));
+    }
+    terminal.expect("line number 39.");
+    terminal.keys(&["PageUp"]);
+    terminal.expect(" ↑");
+    terminal.keys(&["Escape"]);
+    terminal.wait("the end", |screen| !screen.contains('↑'));
+    terminal.text("2");
+    terminal.expect_last("> 2");
+    terminal.enter(" of us");
+    assert_eq!(bob.expect("<alice"), "<alice> 2 of us");
+}
+
+#[test]
 fn mouse_command_toggles_who_handles_the_mouse() {
     let server = Server::start();
     let terminal = Terminal::new();
@@ -1327,7 +1346,11 @@ fn waiting_lines_hold_the_view_and_are_reported_at_the_end() {
     let over = " THE SESSION IS OVER: Ctrl-C leaves ";
     assert!(screen.contains(over) && !screen.contains("trying again,"), "{screen}");
     // Typed lines are answered, and the conversation can still be read.
-    terminal.ask("and more", "* not sent: the session is over; Ctrl-C leaves");
+    terminal.keys(&["M-r"]);
+    terminal.text("and more");
+    terminal.expect_last("> typed afterand more");
+    terminal.keys(&["Enter"]);
+    terminal.expect("* not sent: the session is over; Ctrl-C leaves");
     terminal.keys(&["PageUp"]);
     terminal.expect("THE KEY OF THE SERVER AT");
     terminal.wait("older lines", |screen| !screen.contains("the session is over: Ctrl-C leaves"));

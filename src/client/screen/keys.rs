@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// Lines typed ahead of the server: the user sees long before that none is sent.
 const MAX_AHEAD: usize = 100;
-/// After Escape, a digit within this time is Alt and the digit: for keyboards without Alt.
+/// After Escape that had no other effect, a digit within this time is Alt and the digit: for keyboards without Alt.
 const DIGIT_WAIT: Duration = Duration::from_secs(1);
 /// Rows that one step of the mouse wheel scrolls.
 const WHEEL: usize = 3;
@@ -46,7 +46,9 @@ impl Screen {
     /// Handles a key.
     pub fn key(&mut self, key: Key) -> Option<Exit> {
         let escaped = self.escaped.take().is_some_and(|escaped| escaped.elapsed() < DIGIT_WAIT);
-        self.escaped = (key == Key::Escape).then(Instant::now);
+        let view = self.views.conversations.current();
+        let is_idle = self.views.asking.is_none() && view.scroll == 0 && view.editor.is_empty();
+        self.escaped = (key == Key::Escape && is_idle).then(Instant::now);
         let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
         match key {
             Key::Ctrl('c' | 'd') if self.over.is_some() => return self.over.take(),
@@ -70,8 +72,10 @@ impl Screen {
                 let (at, count) = (self.views.conversations.index(), self.views.conversations.all().len());
                 return self.switch((at + if key == Key::AltLeft { count - 1 } else { 1 }) % count);
             }
-            Key::Alt('r') if self.is_prompt() => {
-                match self.views.conversations.take_failed(|number| self.session.is_at_hand(number)) {
+            Key::Alt('r') => {
+                let takes = self.is_prompt();
+                let is_at_hand = |number| takes && self.session.is_at_hand(number);
+                match self.views.conversations.take_failed(is_at_hand) {
                     Some(number) => return self.drive(Event::Again(number)),
                     None => self.views.bell(),
                 }

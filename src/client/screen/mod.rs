@@ -49,7 +49,7 @@ struct Screen {
     lines: Lines,
     views: Views,
     options: Options,
-    /// When Escape was the last key.
+    /// When Escape was the last key and had no effect.
     escaped: Option<Instant>,
     pastes: Pastes,
     /// The session has ended by itself: the reason and all conversations stay to be read until the user leaves.
