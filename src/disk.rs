@@ -297,6 +297,29 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written.and_then(|()| sync_parent(path)).inspect_err(|_| _ = fs::remove_file(path))
 }
 
+/// Gives a file another name, which must be free. Without hard links, the file replaces an empty one that was created
+/// under that name.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] if the name is taken.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Ok(()) => fs::remove_file(from),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+        Err(_) => create_new(to).and_then(|_| fs::rename(from, to)),
+    }
+}
+
+/// As [`replace`], but an existing file is an error. No other thread or program may do the same with this path.
+///
+/// # Errors
+/// With the path in the text.
+pub fn place_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let name = |_: &File, temporary: &Path| rename_new(temporary, path).map_err(at(path));
+    write_temporary(path, |file| file.write_all(bytes), name)?;
+    sync_parent(path)
+}
+
 /// Replaces a file in one step: temporary file, fsync, rename, fsync of the folder.
 ///
 /// # Errors
@@ -323,6 +346,17 @@ pub fn replace_with(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     before: impl FnOnce(&File) -> io::Result<()>,
 ) -> io::Result<File> {
+    write_temporary(path, write, |file, temporary| {
+        before(file)?;
+        fs::rename(temporary, path).map_err(at(path))
+    })
+}
+
+fn write_temporary(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    name: impl FnOnce(&File, &Path) -> io::Result<()>,
+) -> io::Result<File> {
     let temporary = &*temporary(path);
     // A crash may have left a temporary file.
     let _ = fs::remove_file(temporary);
@@ -333,8 +367,7 @@ pub fn replace_with(
         let written = write(&mut writer).and_then(|()| writer.flush()).and_then(|()| file.sync_all());
         written.map_err(at(temporary))?;
         drop(writer);
-        before(&file)?;
-        fs::rename(temporary, path).map_err(at(path))?;
+        name(&file, temporary)?;
         Ok(file)
     });
     replaced.inspect_err(|_| _ = fs::remove_file(temporary))
@@ -410,11 +443,14 @@ mod tests {
         private_folders(&folder, &[]).expect("folder");
         let path = |name: &str| folder.join(name);
         write_new(&path("treasure"), b"whole").expect("a new file");
+        place_new(&path("other"), b"whole").expect("a new file");
+        assert_eq!(read(&path("other"), 100).expect("read"), b"whole");
         symlink(path("treasure"), path("link")).expect("link");
         symlink(path("nowhere"), path("dangling")).expect("link");
         for name in ["treasure", "link", "dangling"] {
-            let error = write_new(&path(name), b"other").expect_err(name);
-            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{name}");
+            for error in [write_new(&path(name), b"other"), place_new(&path(name), b"other")] {
+                assert_eq!(error.expect_err(name).kind(), io::ErrorKind::AlreadyExists, "{name}");
+            }
         }
         for error in [append(&path("link")), open(&path("link")), open(&path("dangling"))] {
             let error = error.expect_err("a link").to_string();

@@ -341,21 +341,17 @@ impl Part {
     }
 }
 
-/// Moves a part to the first free name of `{person}_{name}`, `{person}_{name}_1`, …: creates a hard link, which fails
-/// if the name is taken, then removes the first name. Without hard links, the part replaces an empty file that was
-/// created under the free name. PROTOCOL#never-over.
+/// Moves a part to the first free name of `{person}_{name}`, `{person}_{name}_1`, …. PROTOCOL#never-over.
 fn place(part: &Path, folder: &Path, person: &Username, name: &str) -> io::Result<PathBuf> {
     let name = safe_name(name);
     let (stem, extension) = split(&name);
     for number in 0..MAX_NUMBER {
         let number = if number == 0 { String::new() } else { format!("_{number}") };
         let path = folder.join(format!("{}_{stem}{number}{extension}", person.as_str()));
-        let placed = match fs::hard_link(part, &path) {
+        match disk::rename_new(part, &path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-            Ok(()) => fs::remove_file(part),
-            Err(_) => disk::create_new(&path).and_then(|_| fs::rename(part, &path)),
-        };
-        placed.map_err(disk::at(&path))?;
+            placed => placed.map_err(disk::at(&path))?,
+        }
         disk::sync_parent(&path)?;
         return Ok(path);
     }

@@ -1,7 +1,8 @@
 //! The server's certificate: made at the first start, read, and renewed with the same key.
 //!
-//! Invariant: an existing key or certificate is never overwritten, except an expired certificate that this program
-//! made. Clients pin the SHA-256 of the public key (SPKI, RFC 5280 section 4.1.2.7), so they do not notice a renewal.
+//! Invariants: an existing key or certificate is never overwritten, except an expired certificate that this program
+//! made. A running server makes no key. Clients pin the SHA-256 of the public key (SPKI, RFC 5280 section 4.1.2.7), so
+//! they do not notice a renewal.
 
 use crate::clock;
 use crate::crypto::public::Fingerprint;
@@ -11,6 +12,7 @@ use rsa::pkcs8::der::asn1::{AnyRef, GeneralizedTime, UtcTime};
 use rsa::pkcs8::der::{Decode, Encode, Tag, Tagged};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -135,11 +137,10 @@ pub fn plan(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
     match (disk::is_there(&key_path)?, disk::is_there(&certificate_path)?) {
         (true, true) => {
             let facts = read_facts(&certificate_path)?;
-            if facts.not_after > now_ms || !facts.self_made {
+            if !is_former(&facts, now_ms) {
                 return Ok(Prepared::Found);
             }
-            let key = read_key_pair(&key_path)?;
-            match Fingerprint::of(&key.subject_public_key_info()) == facts.fingerprint {
+            match is_of(&facts, &read_key_pair(&key_path)?) {
                 true => Ok(Prepared::Renewed),
                 false => Err(disk::error(folder, OTHER_KEY)),
             }
@@ -154,25 +155,60 @@ pub fn plan(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
     }
 }
 
-/// Creates the key and the certificate in `folder` if they are missing, and renews an expired certificate that this
-/// program made. `now_ms` is in milliseconds since 1970.
+/// For a start: as [`renew`], and creates the key and the certificate in `folder` if they are missing. `now_ms` is in
+/// milliseconds since 1970.
 ///
 /// # Errors
-/// As [`plan`], with the files unchanged; also if the disk fails.
+/// As [`plan`], with the files unchanged; also if the disk fails, or another program creates the files meanwhile.
 pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
+    if renew(folder, now_ms)? {
+        return Ok(Prepared::Renewed);
+    }
     let ((key_path, certificate_path), plan) = (paths(folder), plan(folder, now_ms)?);
-    if plan != Prepared::Found {
+    if plan == Prepared::Made {
         if !disk::is_there(&key_path)? {
             let key = KeyPair::generate().map_err(io::Error::other)?;
-            disk::replace(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
+            disk::place_new(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
         }
-        certify(&read_key_pair(&key_path)?, &certificate_path, now_ms)?;
+        disk::place_new(&certificate_path, certify(&read_key_pair(&key_path)?, now_ms)?.as_bytes())?;
     }
     Ok(plan)
 }
 
-/// Signs a certificate for this machine's names.
-fn certify(key: &KeyPair, path: &Path, now_ms: u64) -> io::Result<()> {
+/// Renews an expired certificate that this program made, with the same key, and makes no other file: if one is missing
+/// while the server runs, its operator may be exchanging it. Returns whether it did. `now_ms` is in milliseconds since
+/// 1970.
+///
+/// # Errors
+/// As [`plan`]; also if the disk fails, or the certificate was replaced meanwhile.
+pub fn renew(folder: &Path, now_ms: u64) -> io::Result<bool> {
+    if plan(folder, now_ms)? != Prepared::Renewed {
+        return Ok(false);
+    }
+    let (key_path, path) = paths(folder);
+    let key = read_key_pair(&key_path)?;
+    let renewed = certify(&key, now_ms)?;
+    // Read again directly before the rename: the operator may have put another certificate there since the plan.
+    let check = |_: &File| match read_facts(&path)? {
+        facts if is_former(&facts, now_ms) && is_of(&facts, &key) => Ok(()),
+        _ => Err(disk::error(&path, "replaced by another program just now; it stays as it is")),
+    };
+    disk::replace_with(&path, |file| file.write_all(renewed.as_bytes()), check)?;
+    disk::sync_parent(&path)?;
+    Ok(true)
+}
+
+/// Whether it is an expired certificate that this program made.
+fn is_former(facts: &Facts, now_ms: u64) -> bool {
+    facts.self_made && facts.not_after <= now_ms
+}
+
+fn is_of(facts: &Facts, key: &KeyPair) -> bool {
+    Fingerprint::of(&key.subject_public_key_info()) == facts.fingerprint
+}
+
+/// Signs a certificate for this machine's names; PEM.
+fn certify(key: &KeyPair, now_ms: u64) -> io::Result<String> {
     let mut names = ["localhost", "127.0.0.1", "::1"].map(String::from).to_vec();
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
@@ -185,8 +221,7 @@ fn certify(key: &KeyPair, path: &Path, now_ms: u64) -> io::Result<()> {
     // A minute back, for clients whose clock is a little behind.
     let start = date_time_ymd(1970, 1, 1) + Duration::from_millis(now_ms.saturating_sub(60_000));
     (params.not_before, params.not_after) = (start, start + VALIDITY);
-    let certificate = params.self_signed(key).map_err(io::Error::other)?;
-    disk::replace(path, certificate.pem().as_bytes())
+    Ok(params.self_signed(key).map_err(io::Error::other)?.pem())
 }
 
 /// Reads the first certificate of a PEM file.

@@ -1,6 +1,6 @@
 //! The certificate in use: reported at the start, and read again when its files change.
 //!
-//! Invariant: an unusable file never replaces a certificate that works.
+//! Invariants: an unusable file never replaces a certificate that works, and only a start makes files.
 
 use super::audit::Audit;
 use super::files::{self, Notices};
@@ -139,7 +139,7 @@ impl Certificates {
         // A server that runs for more than a year renews its own certificate, too.
         let is_renewed = is_expired && {
             let _renewing = lock(&self.renewing);
-            matches!(certificate::prepare(&self.folder, clock::now_ms()), Ok(Prepared::Renewed))
+            certificate::renew(&self.folder, clock::now_ms()).unwrap_or(false)
         };
         let stamp = stamp(&self.folder);
         if !is_renewed && stamp == former {
@@ -236,6 +236,22 @@ mod tests {
         let log = fs::read_to_string(folder.0.join("logs/security.log")).expect("a log");
         let count = |event: &str| log.matches(event).count();
         assert_eq!((count("certificate_changed"), count("certificate_unusable")), (1, 1), "{log}");
+    }
+
+    /// PROTOCOL#server-key.
+    #[test]
+    fn running_server_makes_no_file_in_place_of_a_missing_one() {
+        let (_shared, folder) = shared(Duration::from_secs(3600));
+        let audit = Audit::open(&folder.0.join("logs")).expect("a log");
+        let certificates = Certificates::open(&folder.0, &mut Notices::new()).expect("made");
+        let key = certificates.key();
+        lock(&certificates.state).facts.not_after = 0;
+        // The operator of an expired certificate moves both files away to put others there.
+        for name in ["server.crt", "server.key"] {
+            fs::remove_file(folder.0.join(name)).expect("removed");
+            assert!(certificates.reload(&audit).starts_with("WARNING"));
+            assert!(!folder.0.join(name).exists() && certificates.key() == key, "{name}");
+        }
     }
 
     #[test]

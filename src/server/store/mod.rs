@@ -61,7 +61,7 @@ impl Store {
             Some(secret) => secret,
             None => {
                 let secret = Key::random();
-                disk::replace(&folder.join(SALT_SECRET), secret.expose())?;
+                disk::place_new(&folder.join(SALT_SECRET), secret.expose())?;
                 secret
             }
         };
