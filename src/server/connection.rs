@@ -103,7 +103,7 @@ impl Client {
     fn serve(&mut self) -> bool {
         let mut liveness = Liveness::new(PATIENCE, Instant::now(), SystemTime::now());
         while self.take_frames() && self.served.serves() {
-            let (bytes, is_new) = self.connection.lines.unfinished();
+            let (bytes, is_new) = self.connection.lines.partial();
             if !self.partial.update(bytes, is_new, Instant::now()) {
                 return false;
             }
@@ -579,7 +579,7 @@ mod tests {
         assert!(!recipient.has_granted(&mine.name, TRANSFER), "nor is the rest taken");
     }
 
-    /// PROTOCOL#soon.
+    /// PROTOCOL#deferred.
     #[test]
     fn delayed_answer_is_sent_when_the_client_stops_sending() {
         let (shared, _folder) = shared(HOUR);
@@ -607,7 +607,7 @@ mod tests {
         assert_eq!(attach(&session.outbox, &link, 0), Attached::Yes);
     }
 
-    /// PROTOCOL#unfinished.
+    /// PROTOCOL#partial-frames.
     #[test]
     fn partial_line_beyond_the_limit_closes_its_connection() {
         let (shared, _folder) = shared(HOUR);

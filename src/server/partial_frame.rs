@@ -1,14 +1,15 @@
 //! Lines and packets that have begun to arrive.
 //!
 //! Invariant: each is complete within [`LINE`]. Together they have at most `MAX_PARTIAL` bytes, except that each client
-//! may always have [`SMALL_LINE`] and the bytes of one read.
+//! may always have [`SMALL_LINE`] and the bytes of one read. The memory for them is at most twice that:
+//! [`Lines`](crate::wire::frame::Lines).
 
 use super::limits::{LINE, SMALL_LINE};
 use super::quotas::{Permit, Quotas};
 use std::time::Instant;
 
 /// The incomplete line or packet of one client. A client that exceeds a limit loses the connection; the session
-/// continues on another one. PROTOCOL#unfinished.
+/// continues on another one. PROTOCOL#partial-frames.
 pub struct PartialFrame {
     bytes: Permit,
     since: Instant,
@@ -40,7 +41,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// PROTOCOL#unfinished.
+    /// PROTOCOL#partial-frames.
     #[test]
     fn partial_frame_is_bounded_in_age_and_in_total_bytes() {
         let (quotas, start) = (Quotas::default(), Instant::now());

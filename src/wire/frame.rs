@@ -1,7 +1,7 @@
 //! Splits a byte stream into lines and packets (PROTOCOL#lines, PROTOCOL#packets).
 //!
-//! Invariant: the buffer holds at most the limit and one read, however the bytes arrive. The limit applies before any
-//! parsing.
+//! Invariant: the buffer holds at most the limit and one read, however the bytes arrive, and its capacity is at most
+//! twice that of its bytes plus [`SPARE`]. The limit applies before any parsing.
 
 use std::io::BufRead;
 use zeroize::Zeroize;
@@ -14,6 +14,10 @@ pub struct LineTooLong;
 const PACKET: u8 = 0;
 /// A packet's first byte and its length.
 const PACKET_HEAD: usize = 5;
+
+/// Bytes that the buffer may have beyond twice what it holds: two reads, so that it does not shrink after each of them.
+/// Without a limit, it would keep the memory of the longest line, uncounted.
+const SPARE: usize = 128 * 1024;
 
 /// One line or packet. PROTOCOL#packet.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,9 +72,9 @@ impl Lines {
             self.buffer.truncate(rest);
             self.searched -= self.taken;
             self.taken = 0;
-            if self.buffer.is_empty() {
-                // An idle connection holds no memory.
-                self.buffer = Vec::new();
+            // An idle connection holds no memory.
+            if rest == 0 || self.buffer.capacity() > 2 * rest + SPARE {
+                self.buffer.shrink_to_fit();
             }
         }
         &mut self.buffer
@@ -121,7 +125,7 @@ impl Lines {
 
     /// The bytes of an incomplete line or packet, and whether it is another one than before the last bytes were
     /// appended.
-    pub fn unfinished(&self) -> (usize, bool) {
+    pub fn partial(&self) -> (usize, bool) {
         (self.buffer.len() - self.taken, self.taken > 0)
     }
 }
@@ -216,6 +220,21 @@ mod tests {
             lines.buffer().extend_from_slice(b"ree\n");
             assert_eq!(all(&mut lines), [b"three"]);
             assert_eq!(lines.buffer().capacity(), 0);
+        }
+    }
+
+    /// PROTOCOL#partial-frames.
+    #[test]
+    fn start_of_a_line_keeps_no_memory_of_a_longer_one() {
+        for length in [SPARE / 2, 1 << 20] {
+            let mut lines = Lines::new(1 << 20);
+            lines.buffer().resize(length, b'x');
+            lines.buffer().extend_from_slice(b"\n{");
+            let before = lines.buffer().capacity();
+            assert_eq!(all(&mut lines).len(), 1);
+            let after = lines.buffer().capacity();
+            // What a read brings stays: growing again for every read would cost time.
+            assert!(after <= 2 + SPARE && (after == before || before > SPARE), "{before}, {after}");
         }
     }
 }

@@ -59,7 +59,7 @@ impl Flusher {
     }
 
     /// Queues one message of the server's own that no user waits for: it is sent with the next frame, at the latest
-    /// after 20 ms. PROTOCOL#soon.
+    /// after 20 ms. PROTOCOL#deferred.
     pub fn send_deferred(&self, outbox: &Arc<Outbox>, frame: Frame) {
         if !outbox.defer(frame) {
             return;
@@ -128,7 +128,7 @@ mod tests {
         }
     }
 
-    /// PROTOCOL#soon.
+    /// PROTOCOL#deferred.
     #[test]
     fn delayed_answer_is_sent_with_the_next_frame_or_alone() {
         let flusher = Arc::new(Flusher::default());
@@ -149,7 +149,7 @@ mod tests {
         }
     }
 
-    /// PROTOCOL#soon.
+    /// PROTOCOL#deferred.
     #[test]
     fn delayed_answers_wait_for_no_long_pass_and_no_crowd() {
         let flusher = Arc::new(Flusher::default());
