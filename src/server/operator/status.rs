@@ -23,13 +23,14 @@ const QUEUE: usize = 16;
 /// A line for standard output, and where to report that it is written.
 type Line = (String, Option<SyncSender<()>>);
 
-/// Catches signals from now on: SIGHUP (from logrotate) does not end the process, and a write beyond a file size limit
-/// fails instead of killing it.
+/// Catches signals from now on: SIGHUP (from logrotate) and SIGUSR1 do not end the process, and a write beyond a file
+/// size limit fails instead of killing it. [`start`] handles those that came before it. Until then, SIGINT and SIGTERM
+/// end the process as usual.
 ///
 /// # Errors
 /// If no signal handler is available.
 pub fn catch() -> io::Result<Signals> {
-    Signals::new([SIGHUP, SIGXFSZ])
+    Signals::new([SIGHUP, SIGUSR1, SIGXFSZ])
 }
 
 /// Starts the threads. SIGUSR1 requests a status, SIGHUP a reload of log and certificate; SIGINT and SIGTERM end the
@@ -39,7 +40,7 @@ pub fn catch() -> io::Result<Signals> {
 /// # Errors
 /// If no thread or signal handler is available.
 pub fn start(shared: &Arc<Shared>, mut signals: Signals) -> io::Result<()> {
-    for signal in [SIGINT, SIGTERM, SIGUSR1] {
+    for signal in [SIGINT, SIGTERM] {
         signals.add_signal(signal)?;
     }
     let (output, lines) = sync_channel::<Line>(QUEUE);
@@ -169,6 +170,15 @@ fn resident_kib() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signal_during_the_start_waits_and_does_not_end_it() {
+        let mut signals = catch().expect("handlers");
+        for signal in [SIGHUP, SIGUSR1] {
+            signal_hook::low_level::raise(signal).expect("raised");
+            assert_eq!(signals.pending().collect::<Vec<_>>(), [signal]);
+        }
+    }
 
     #[test]
     fn status_is_reported_an_hour_after_the_last_one() {
