@@ -65,7 +65,8 @@
 //!   [`Verified`](crypto::envelope::Verified), and only
 //!   [`Unverified::trust`](wire::tls::Unverified::trust) gives a client its channel.
 //! - No thread holds a lock while it waits for a peer. Every wait for a peer has a deadline, and everything that a peer
-//!   can make grow has a limit. ([`outbox`](server::session::outbox) states the order of the locks.)
+//!   can make grow has a limit, except accounts and the records of new passwords, which are limited in rate only.
+//!   ([`outbox`](server::session::outbox) states the order of the locks.)
 //! - All text from others is sanitised at one point, [`client::text::sanitise`].
 
 #![forbid(unsafe_code)]

@@ -68,6 +68,7 @@ pub(super) fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
     Ok((text, kind))
 }
 
+/// PROTOCOL#json.
 fn parse<T: Deserialize>(text: &str) -> Result<T, DecodeError> {
     json::from_str(text).map_err(|_| DecodeError::Malformed)
 }

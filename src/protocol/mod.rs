@@ -345,6 +345,26 @@ mod tests {
         }
     }
 
+    /// PROTOCOL#json.
+    #[test]
+    fn unknown_member_that_is_no_valid_json_makes_no_message() {
+        let is_ping = |value: &str| {
+            [format!(r#"{{"type":"ping","x":{value}}}"#), format!(r#"{{"x":[{value}],"type":"ping"}}"#)]
+                .map(|line| decode(&line).is_ok_and(|message| matches!(message, ClientMessage::Ping)))
+        };
+        let long = "9".repeat(309);
+        for value in
+            [r#""\ud83d\ude00""#, r#""\u0000""#, "-1e308", "1e-400", "18446744073709551616", &long[1..]]
+        {
+            assert_eq!(is_ping(value), [true; 2], "{value}");
+        }
+        for value in
+            [r#""\ud83d""#, r#""\ude00\ud83d""#, "1e400", "-1e400", &long, "01", "1.", "NaN", "\"\t\""]
+        {
+            assert_eq!(is_ping(value), [false; 2], "{value}");
+        }
+    }
+
     /// PROTOCOL#reserved-names, PROTOCOL#encrypted_send.
     #[test]
     fn reserved_name_is_sent_without_its_at_sign() {

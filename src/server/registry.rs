@@ -1,7 +1,7 @@
 //! The sessions by name, and the changes that [`presence`](super::presence) has not reported yet.
 //!
 //! Invariant: a name has at most one session, and there are no more sessions than the limit. A session begins and ends
-//! under the lock of the changes, and is logged there, so the log has all logins and logouts in order. The former
+//! under the lock of the changes, and is logged there, so the log has logins and logouts in their order. The former
 //! session of a name has ended, and its lost messages are reported, before the new one can be found.
 
 use super::session::Session;

@@ -134,7 +134,7 @@ def parse(line):
     try:
         text = line.decode()
         value = json.loads(text, object_pairs_hook=object_of, parse_constant=no_constant)
-        json.dumps(value, ensure_ascii=False).encode()               # a lone surrogate is not text
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # PROTOCOL#json: no lone surrogate, no 1e400
         if not isinstance(value, dict) or depth(value) > 8:
             raise ValueError
         return value

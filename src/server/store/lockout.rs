@@ -298,9 +298,9 @@ mod tests {
         let specification = include_str!("../../protocol/PROTOCOL.md").replace('\n', " ");
         let minutes = LOCKOUT.as_secs() / 60;
         let promise = format!(
-            "After {MAX_FAILURES} failures for a name (in any letter case, existing or not) within {minutes} minutes, or \
-             {MAX_FAILURES_PER_ADDRESS} from an address, the answer to `login_request` and to step 3 is `locked` with \
-             `retry_after` seconds, for {minutes} minutes."
+            "A count begins with its first failure and ends {minutes} minutes later. When it reaches {MAX_FAILURES} for a \
+             name (in any letter case, existing or not), or {MAX_FAILURES_PER_ADDRESS} for an address, the answer to \
+             `login_request` and to step 3 is `locked` with `retry_after` seconds, for {minutes} minutes from then."
         );
         assert!(specification.contains(&promise), "{promise}");
     }
