@@ -247,9 +247,10 @@ impl<'a> Login<'a> {
                 return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
             }
         }
-        let hello = |_| ServerMessage::Session(session.announcement(newest)).encode();
+        // Before `attach`, which holds a lock that comes after that of the token.
+        let hello = ServerMessage::Session(session.announcement(newest)).encode();
         let link = self.connection.link.clone();
-        let attached = session.outbox.attach(link, 0, limits::RESUME_PATIENCE, hello);
+        let attached = session.outbox.attach(link, 0, limits::RESUME_PATIENCE, |_| hello);
         // Another login may have replaced it already, or the account was removed since the login was verified.
         let (mut ended, identity) = (replaced(), login.identity().fingerprint());
         if shared.store.accounts.get(name).is_none_or(|account| account.identity != identity) {

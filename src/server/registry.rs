@@ -2,16 +2,17 @@
 //!
 //! Invariant: a name has at most one session, and there are no more sessions than the limit. A session begins and ends
 //! under the lock of the changes, and is logged there, so the log has logins and logouts in their order. The former
-//! session of a name has ended, and its lost messages are reported, before the new one can be found.
+//! session of a name has ended, and its lost messages are reported, before the new one can be found. An account has one
+//! farewell at a time: what waits for its ended sessions is outside the limit of sessions.
 
 use super::session::Session;
-use super::session::outbox::{Condition, FlushList};
+use super::session::outbox::{Condition, FlushList, Outbox};
 use super::store::audit::Audit;
 use crate::name::Username;
 use crate::protocol::{ErrorCode, Failure, ServerMessage};
 use crate::sync::lock;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Instant;
 
 type ByName = HashMap<Username, Arc<Session>>;
@@ -20,6 +21,8 @@ type ByName = HashMap<Username, Arc<Session>>;
 pub struct Registry {
     sessions: RwLock<ByName>,
     changes: Mutex<Changes>,
+    /// Of each name, the session that ended last.
+    farewells: Mutex<HashMap<Username, Weak<Outbox>>>,
     changed: Condvar,
     audit: Arc<Audit>,
 }
@@ -43,8 +46,8 @@ pub fn replaced() -> Failure {
 impl Registry {
     /// No sessions. Logins and logouts are logged in `audit`.
     pub fn new(audit: Arc<Audit>) -> Registry {
-        let (sessions, changes, changed) = Default::default();
-        Registry { sessions, changes, changed, audit }
+        let (sessions, changes, farewells, changed) = Default::default();
+        Registry { sessions, changes, farewells, changed, audit }
     }
 
     /// Adds a session. A former one of its name ends. False, and nothing changes, if there are `limit` sessions of other
@@ -55,11 +58,11 @@ impl Registry {
         let mut changes = lock(&self.changes);
         match self.get(&session.name) {
             // Before the new session can be found, so that a client that resumes the former one learns of the
-            // replacement.
+            // replacement. The tokens are copied when its client can no longer receive another one.
             Some(former) => {
-                session.supersede(&former);
                 let farewell = ServerMessage::Error(replaced());
                 self.leave(&mut changes, &former, Condition::Always, Some(&farewell), &mut list);
+                session.supersede(&former);
             }
             None if self.count() >= limit => return false,
             None => {}
@@ -107,8 +110,17 @@ impl Registry {
         let Some(address) = session.outbox.close(&session.name, condition, last, list) else { return false };
         changes.names.insert(session.name.clone());
         changes.ended.insert(session.name.clone());
+        let former = lock(&self.farewells).insert(session.name.clone(), Arc::downgrade(&session.outbox));
+        if let Some(former) = former.and_then(|former| former.upgrade()) {
+            former.end_farewell();
+        }
         self.audit.log("logout", Some(&session.name), Some(address), "");
         true
+    }
+
+    /// Forgets the farewells that are over.
+    pub fn sweep(&self) {
+        lock(&self.farewells).retain(|_, outbox| outbox.strong_count() > 0);
     }
 
     /// The session of exactly this name; `None` if the user is not online.
@@ -165,11 +177,14 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::super::session::frames::Frame;
-    use super::super::session::outbox::tests::hold;
-    use super::super::session::outbox::{Queued, Receipt};
+    use super::super::session::outbox::tests::{attach, hold, link};
+    use super::super::session::outbox::{Attached, Queued, Receipt};
     use super::super::session::tests::session;
     use super::super::shared::tests::{HOUR, shared};
     use super::*;
+    use crate::crypto::keys::SessionKey;
+    use crate::crypto::public::{RSA_BYTES, SessionCertificate};
+    use crate::encoding::{Bytes, Fixed};
     use crate::protocol::{Lost, WrappedKey};
     use std::io::Read;
     use std::net::TcpStream;
@@ -268,6 +283,52 @@ mod tests {
             let settled = settled.join().expect("whole").expect("online");
             assert!(is_found && Arc::ptr_eq(&settled, &again.0));
         });
+    }
+
+    /// PROTOCOL#ends-at-once.
+    #[test]
+    fn account_has_one_farewell_at_a_time() {
+        let (shared, _folder) = shared(HOUR);
+        let sessions = [(); 3].map(|()| {
+            let ((session, _), (link, far)) = (session("alice"), link());
+            assert_eq!(attach(&session.outbox, &link, 0), Attached::Yes);
+            // Its client does not read.
+            session.outbox.keep_writing();
+            (session, link, far)
+        });
+        let leaving = || sessions.each_ref().map(|(session, link, _)| session.outbox.says_farewell(link));
+        sessions[..2].iter().for_each(|(session, ..)| assert!(shared.registry.insert(session, 9)));
+        assert_eq!(leaving(), [true, false, false]);
+        assert!(shared.registry.insert(&sessions[2].0, 9));
+        assert_eq!(leaving(), [false, true, false]);
+        // However the session ends.
+        assert!(shared.registry.end(&sessions[2].0, Condition::Always, None));
+        assert_eq!(leaving(), [false, false, true]);
+        drop((sessions, shared.registry.wait(Instant::now())));
+        shared.registry.sweep();
+        assert!(lock(&shared.registry.farewells).is_empty());
+    }
+
+    /// PROTOCOL#elsewhere, PROTOCOL#latest-token.
+    #[test]
+    fn token_renewed_while_its_session_is_replaced_is_remembered() {
+        let (shared, _folder) = shared(HOUR);
+        let [former, new] = ["alice", "alice"].map(session);
+        assert!(shared.registry.insert(&former.0, 9));
+        let session_key = Bytes(SessionKey::generate().public().spki());
+        let certificate = SessionCertificate { session_key, created: 1, certificate: Fixed([0; RSA_BYTES]) };
+        std::thread::scope(|scope| {
+            let held = hold(&former.0.outbox);
+            scope.spawn(|| assert!(shared.registry.insert(&new.0, 9)));
+            while shared.registry.changes.try_lock().is_ok() {
+                std::thread::yield_now();
+            }
+            (0..100).for_each(|_| std::thread::yield_now());
+            assert!(former.0.renew(&certificate, 1));
+            drop(held);
+        });
+        let ([renewed, ..], [.., superseded, _, _, _]) = (former.0.tokens(1), new.0.tokens(1));
+        assert!(superseded == renewed);
     }
 
     /// PROTOCOL#lost.

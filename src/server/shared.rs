@@ -91,6 +91,7 @@ impl Shared {
     /// Ends the sessions that have been detached for too long, whose certificate other users no longer accept, or for
     /// which too much waits. PROTOCOL#outlives, PROTOCOL#certificate-ends.
     pub fn sweep(&self, now: Instant) {
+        self.registry.sweep();
         for session in self.registry.all() {
             let is_late = |since: &Instant| now.saturating_duration_since(*since) >= self.limits.grace;
             if !session.is_certified(now) {

@@ -2,8 +2,9 @@
 //! receives.
 //!
 //! LOCK ORDER: `inbound` → what a session has granted → the registry's changes → its sessions → a session's keys and
-//! tokens (a former session's first) → `io` → leaves (TLS, quotas, connection limits, the flusher's lists, accounts,
-//! the audit log). Two `io` or two `inbound` are never held together. Eight sentences say why this is enough:
+//! tokens (a former session's first) → `io` → leaves (TLS, quotas, rates, connection limits, the flusher's lists,
+//! farewells, accounts, the audit log). Two `io` or two `inbound` are never held together. Eight sentences say why this
+//! is enough:
 //!
 //! 1. A client's frame is counted and handled together, under `inbound`, if its link serves the session when `inbound`
 //!    is taken. Nothing waits there, for a client or the disk (what is read from disk is read before), so a resumption
@@ -234,6 +235,14 @@ impl Outbox {
         let io = lock(&self.io);
         !io.is_open() && io.is_on(link)
     }
+    /// If the session has ended: drops what still waits for its client, and closes the connection.
+    pub fn end_farewell(&self) {
+        let mut io = lock(&self.io);
+        if matches!(io.state, State::Ending(_)) {
+            io.stop(State::Over);
+        }
+    }
+
 
     /// Frees the frames that the client of `link` has received, unless the session has another link. True if an `ack`
     /// was due for that many.
@@ -512,6 +521,11 @@ pub(in crate::server) mod tests {
         /// Whether the session continues.
         pub fn is_open(&self) -> bool {
             lock(&self.io).is_open()
+        }
+
+        /// As if a thread was busy with what waits.
+        pub fn keep_writing(&self) {
+            lock(&self.io).writing = true;
         }
 
         /// Its quotas, which no other outbox shares.
