@@ -19,9 +19,10 @@ use crate::clock;
 use crate::encoding::Fixed;
 use crate::protocol::timing::{SERVER_ASK, SERVER_DROP};
 use crate::protocol::{
-    ClientMessage, Control, DecodeError, ErrorCode, Failure, Grant, MAX_LINE, MAX_PACKET, Packet, Refused,
-    ServerMessage, SessionCertificate,
+    ClientMessage, Control, DecodeError, ErrorCode, Failure, Grant, MAX_KEY_NAMES, MAX_LINE, MAX_PACKET,
+    Packet, Refused, ServerMessage, SessionCertificate,
 };
+use crate::sync::lock;
 use crate::wire::frame;
 use crate::wire::liveness::{Liveness, Next, Patience};
 use crate::wire::tls::Received;
@@ -61,17 +62,19 @@ const PATIENCE: Patience = Patience {
 /// last.
 const SMALL_PACKET: usize = 32 * 1024;
 
-/// The cost of a line, counted against the client's rate: one, and more if it is long or requests much. A grant costs
-/// less the more packets it grants, because those cost nothing. PROTOCOL#packet-cost.
-fn cost(message: &Result<ClientMessage, DecodeError>, length: usize) -> f64 {
-    if let Ok(ClientMessage::Grant(Grant { count: count @ 1.., .. })) = message {
-        return 0.1 + 0.9 / f64::from(*count);
+/// The cost of a line of this length, counted against its account's rate. PROTOCOL#rate.
+fn cost(length: usize) -> f64 {
+    1.0 + length as f64 / 16_384.0
+}
+
+/// The cost of its contents: more if it requests much. A grant costs less the more packets it grants, because those
+/// cost nothing. PROTOCOL#packet-cost.
+fn extra_cost(message: &Result<ClientMessage, DecodeError>) -> f64 {
+    match message {
+        Ok(ClientMessage::Grant(Grant { count: count @ 1.., .. })) => 0.9 / f64::from(*count) - 0.9,
+        Ok(ClientMessage::KeysRequest(request)) => request.names.len().min(MAX_KEY_NAMES) as f64 / 32.0,
+        _ => 0.0,
     }
-    let names = match message {
-        Ok(ClientMessage::KeysRequest(request)) => request.names.len(),
-        _ => 0,
-    };
-    1.0 + length as f64 / 16_384.0 + names as f64 / 32.0
 }
 
 /// A connection that has a session.
@@ -169,24 +172,25 @@ impl Served {
     }
 
     /// Sends a refusal, which costs as much as a request.
-    fn refuse(&self, inbound: &mut Inbound, refused: Option<ServerMessage>) {
+    fn refuse(&self, inbound: &Inbound, refused: Option<ServerMessage>) {
         if let Some(refused) = refused {
             self.answer(&refused);
-            inbound.bucket.charge(1.0);
+            lock(&inbound.bucket).charge(1.0);
         }
     }
 
-    /// Waits until the client's rate allows a frame of this cost: a client that sends faster is throttled, and nothing
+    /// Waits until the account's rate allows a frame of this cost: a client that sends faster is throttled, and nothing
     /// is lost. `None` if the session has ended or has another link: then the frame is not counted, and the client
     /// sends it again there. PROTOCOL#rate, PROTOCOL#taken-over.
-    fn turn(&self, cost: f64) -> Option<MutexGuard<'_, Inbound>> {
+    fn throttle(&self, cost: f64) -> Option<MutexGuard<'_, Inbound>> {
         let mut is_throttled = false;
         loop {
-            let mut inbound = self.session.outbox.inbound();
+            let inbound = self.session.outbox.inbound();
             if !self.serves() {
                 return None;
             }
-            let Err(wait) = inbound.bucket.take(cost) else { return Some(inbound) };
+            let taken = lock(&inbound.bucket).take(cost);
+            let Err(wait) = taken else { return Some(inbound) };
             drop(inbound);
             if !std::mem::replace(&mut is_throttled, true) {
                 quotas::count(&self.shared.quotas.slowed);
@@ -206,9 +210,12 @@ impl Served {
     fn take_packet(&self, body: &[u8]) -> bool {
         // Large packets cost nothing: their recipient decides how fast they arrive.
         let cost = if body.len() < SMALL_PACKET { 0.1 } else { 0.0 };
-        let Some(mut inbound) = self.turn(cost) else { return false };
+        let Some(mut inbound) = self.throttle(cost) else { return false };
         let until = Instant::now() + PACKET_PATIENCE;
         let refused = loop {
+            let former = inbound.received;
+            // Counted first, so that a frame whose handling panics is not sent again.
+            inbound.received.count(1, body.len());
             let Ok(packet) = Packet::decode(body) else {
                 let text =
                     "not a packet: it needs the length of a name, the name and a transfer id of 16 bytes";
@@ -220,26 +227,30 @@ impl Served {
                     let Packet { peer, transfer, .. } = packet;
                     break Some(ServerMessage::Refused(Refused { peer, transfer: Fixed(transfer) }));
                 }
-                Queued::Full => drop(inbound),
+                Queued::Full => inbound.received = former,
             }
+            drop(inbound);
             std::thread::sleep(Duration::from_millis(10));
-            let Some(again) = self.turn(0.0) else { return false };
+            let Some(again) = self.throttle(0.0) else { return false };
             inbound = again;
         };
-        inbound.received.count(1, body.len());
-        self.refuse(&mut inbound, refused);
+        self.refuse(&inbound, refused);
         self.acknowledge(&mut inbound);
         true
     }
 
     /// Handles a line; false if the connection ends.
     fn take_line(&self, line: &[u8]) -> bool {
+        // Decoded afterwards: a decoded line can have ten times its length, and a throttled client would hold it.
+        if self.throttle(cost(line.len())).is_none() {
+            return false;
+        }
         let message = ClientMessage::decode(line);
-        let mut cost = cost(&message, line.len());
+        let mut extra = extra_cost(&message);
         if let Ok(ClientMessage::Ack(ack)) = &message {
-            // Before the rate is checked: it makes room. An `ack` that was due costs nothing.
             match self.session.outbox.acknowledge(&self.link, ack.received) {
-                Ok(true) => cost = 0.0,
+                // It was due.
+                Ok(true) => extra = -1.0,
                 Ok(false) => {}
                 Err(FalseAck) => {
                     let text = "the ack exceeds the frames sent, or is lower than the last one";
@@ -247,12 +258,10 @@ impl Served {
                 }
             }
         }
-        if self.turn(cost).is_none() {
-            return false;
-        }
         let answer = self.answer_early(&message);
-        let Some(mut inbound) = self.turn(0.0) else { return false };
-        // Counted first, so that a line whose handling panics is not sent again.
+        let Some(mut inbound) = self.throttle(0.0) else { return false };
+        lock(&inbound.bucket).charge(extra);
+        // Counted first, as a packet is.
         if message.as_ref().map_or(true, ClientMessage::is_counted) {
             inbound.received.count(1, line.len());
         }
@@ -361,7 +370,14 @@ mod tests {
     }
 
     fn is_refilled(client: &Client) {
-        client.served.session.outbox.inbound().bucket = Bucket::new(1e-9, 4.0);
+        holds(client, 4.0);
+    }
+
+    /// From now on the bucket has this number of tokens, and gets no more.
+    fn holds(client: &Client, tokens: f64) {
+        let mut bucket = Bucket::new(1e-9, 4.0);
+        bucket.charge(4.0 - tokens);
+        *lock(&client.served.session.outbox.inbound().bucket) = bucket;
     }
 
     fn received(client: &Client) -> u64 {
@@ -370,9 +386,10 @@ mod tests {
 
     /// Whether a client's requests have cost this much, within a thousandth. Fills the bucket again.
     fn has_cost(client: &Client, cost: f64) -> bool {
-        let bucket = &mut client.served.session.outbox.inbound();
-        let has = bucket.bucket.take(4.0 - cost - 0.001).is_ok() && bucket.bucket.take(0.002).is_err();
-        bucket.bucket = Bucket::new(1e-9, 4.0);
+        let inbound = client.served.session.outbox.inbound();
+        let mut bucket = lock(&inbound.bucket);
+        let has = bucket.take(4.0 - cost - 0.001).is_ok() && bucket.take(0.002).is_err();
+        *bucket = Bucket::new(1e-9, 4.0);
         has
     }
 
@@ -398,7 +415,7 @@ mod tests {
     #[test]
     fn cost_of_a_line_depends_on_its_request() {
         let thousandths = |message: Result<ClientMessage, DecodeError>, length: usize| {
-            (cost(&message, length) * 1000.0).round() as u64
+            ((cost(length) + extra_cost(&message)) * 1000.0).round() as u64
         };
         let grant = |count: u32| {
             Ok(ClientMessage::Grant(Grant { peer: name("bob"), transfer: Fixed(TRANSFER), count }))
@@ -408,7 +425,9 @@ mod tests {
         assert_eq!(thousandths(Ok(ClientMessage::Ping), 0), 1000);
         assert_eq!(thousandths(Err(DecodeError::Malformed), 16_384), 2000);
         assert_eq!((thousandths(ask(32), 0), thousandths(ask(64), 8192)), (2000, 3500));
-        assert_eq!((thousandths(grant(1), 100), thousandths(grant(9), 100)), (1000, 200));
+        assert_eq!(thousandths(ask(65), 0), 3000, "more are refused");
+        assert_eq!((thousandths(grant(1), 0), thousandths(grant(9), 0)), (1000, 200));
+        assert_eq!(thousandths(grant(9), 16_384), 1200, "however much it grants");
         assert_eq!(thousandths(grant(0), 16_384), 2000, "taken back");
     }
 
@@ -446,16 +465,30 @@ mod tests {
         let (mut alice, _far) = client(&shared, "alice");
         let ack = |received: u64| ClientMessage::Ack(Taken { received }).encode();
         (0..40).for_each(|_| alice.served.session.outbox.send(Frame::line(*b"x\n")));
-        alice.connection.lines.buffer().extend(ack(32));
-        assert!(alice.take_frames() && has_cost(&alice, 0.0));
-        let early = ack(33);
-        alice.connection.lines.buffer().extend(&early);
-        let cost = 1.0 + (early.len() - 1) as f64 / 16_384.0;
-        assert!(alice.take_frames() && has_cost(&alice, cost));
+        for (received, requests) in [(32, 0.0), (33, 1.0)] {
+            let ack = ack(received);
+            alice.connection.lines.buffer().extend(&ack);
+            let cost = requests + (ack.len() - 1) as f64 / 16_384.0;
+            assert!(alice.take_frames() && has_cost(&alice, cost), "{received}");
+        }
         assert_eq!(received(&alice), 0, "no ack is counted");
         assert!(alice.served.session.outbox.is_open());
         alice.connection.lines.buffer().extend(ack(41));
         assert!(!alice.take_frames() && !alice.served.session.outbox.is_open());
+    }
+
+    /// PROTOCOL#rate.
+    #[test]
+    fn rate_is_asked_for_a_line_before_what_it_asks_for_is_known() {
+        let (shared, _folder) = shared(HOUR);
+        let (mut alice, far) = client(&shared, "alice");
+        let session = alice.served.session.clone();
+        holds(&alice, 1.5);
+        let request = KeysRequest { names: vec![name("bob"); MAX_KEY_NAMES] };
+        alice.connection.lines.buffer().extend(ClientMessage::KeysRequest(request).encode());
+        std::thread::spawn(move || alice.take_frames());
+        assert!(matches!(heard(&far), ServerMessage::Keys(_)), "not throttled for 64 names");
+        assert!(lock(&session.outbox.inbound().bucket).take(0.0).is_err(), "the next one is");
     }
 
     /// PROTOCOL#frames, PROTOCOL#life.
@@ -504,7 +537,8 @@ mod tests {
     /// Waits until a frame of this client is in progress: it has been charged to the bucket.
     fn until_charged(session: &Session) {
         until(|| {
-            let bucket = &mut session.outbox.inbound().bucket;
+            let inbound = session.outbox.inbound();
+            let mut bucket = lock(&inbound.bucket);
             let is_full = bucket.take(4.0).is_ok();
             bucket.charge(if is_full { -4.0 } else { 0.0 });
             !is_full

@@ -75,7 +75,7 @@ pub struct Limits {
     pub waiting: usize,
     /// Bytes that may wait for one client, or not be acknowledged by it.
     pub outbox: usize,
-    /// Requests a second of one client, four seconds' worth at once; a faster client is throttled.
+    /// Requests a second of one account, four seconds' worth at once; a faster client is throttled.
     pub rate: u32,
     /// New accounts and changed passwords a minute from one address.
     pub registrations: u32,

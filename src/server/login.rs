@@ -7,7 +7,7 @@
 
 use super::connection_limits::Ticket;
 use super::limits;
-use super::rates::origin;
+use super::rates::{Bucket, origin};
 use super::registry::replaced;
 use super::session::io::Link;
 use super::session::outbox::{Attached, Outbox};
@@ -238,7 +238,8 @@ impl<'a> Login<'a> {
     fn log_in(&mut self, login: &Authenticated) -> Result<Served, Refusal> {
         let (shared, limits, name) = (self.shared, &self.shared.limits, login.name());
         let newest = shared.store.accounts.take_certificate(name, login.certificate().created);
-        let outbox = Outbox::new(limits.outbox, limits.rate, shared.quotas.clone(), self.address());
+        let rate = shared.store.accounts.rate(name, Bucket::of_account(limits.rate));
+        let outbox = Outbox::new(limits.outbox, rate, shared.quotas.clone(), self.address());
         let served = self.serve(Arc::new(Session::new(login, clock::now_ms(), outbox)));
         let session = &served.session;
         while !shared.registry.insert(session, limits.clients) {
@@ -616,6 +617,28 @@ mod tests {
         pending.verify(&response, b"", now).expect("everything is valid")
     }
 
+    /// PROTOCOL#rate.
+    #[test]
+    fn rate_of_an_account_outlasts_its_sessions() {
+        let (shared, _folder) = shared(HOUR);
+        let logins = ["alice", "bob"].map(|name| verified(&shared, name, &IdentityKey::generate()));
+        let has_full_bucket = |login: &Authenticated| {
+            let (mut connection, _far) = connection(&shared);
+            let served = connection.log_in(login).ok().expect("logged in");
+            let inbound = served.session.outbox.inbound();
+            let mut bucket = lock(&inbound.bucket);
+            let is_full = bucket.take(f64::from(shared.limits.rate) * 4.0).is_ok();
+            // An hour's worth, however slow this machine is.
+            bucket.charge(f64::from(shared.limits.rate) * 3600.0);
+            is_full
+        };
+        let [alice, bob] = &logins;
+        assert_eq!([alice, bob, alice].map(has_full_bucket), [true, true, false]);
+        // Also after a logout.
+        let session = shared.registry.get(alice.name()).expect("online");
+        assert!(shared.registry.end(&session, Condition::Always, None) && !has_full_bucket(alice));
+    }
+
     /// PROTOCOL#login-race.
     #[test]
     fn account_removed_during_its_login_gets_no_session() {
@@ -638,7 +661,7 @@ mod tests {
         let served = connection.log_in(&login).ok().expect("nothing has changed");
         assert!(served.session.outbox.is_open() && shared.registry.get(login.name()).is_some());
         // A panic of its thread, even before the connection is attached, leaves a session that waits for another one.
-        let outbox = Outbox::new(1024, 100, shared.quotas.clone(), connection.address());
+        let outbox = Outbox::new(1024, Bucket::of_account(1), shared.quotas.clone(), connection.address());
         let new = connection.serve(Arc::new(Session::new(&login, 0, outbox)));
         for served in [served, new] {
             let session = served.session.clone();

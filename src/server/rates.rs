@@ -1,4 +1,4 @@
-//! Rate limits: a token bucket for one client, and a counter for many names or addresses.
+//! Rate limits: a token bucket for one account, and a counter for many names or addresses.
 //!
 //! Invariant: a client within its rate never waits. A [`Counter`] remembers at most [`MAX_REMEMBERED`] keys, if a
 //! caller of [`count`](Counter::count) whose keys others choose asks [`has_room`](Counter::has_room) before. It reads
@@ -8,6 +8,7 @@ use super::limits::MAX_REMEMBERED;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The key by which addresses are counted: an IPv4 address, or an IPv6 network of 64 bits, the least that one user has.
@@ -34,6 +35,11 @@ impl Bucket {
         Bucket { rate, burst, tokens: burst, filled: Instant::now() }
     }
 
+    /// A full one for the sessions of an account: `rate` requests a second, and four seconds' worth at once.
+    pub fn of_account(rate: u32) -> Arc<Mutex<Bucket>> {
+        Arc::new(Mutex::new(Bucket::new(f64::from(rate), f64::from(rate) * 4.0)))
+    }
+
     /// Takes `cost` tokens (a full bucket is always enough), or none.
     ///
     /// # Errors
@@ -53,7 +59,8 @@ impl Bucket {
         }
     }
 
-    /// Takes `cost` tokens, even if the bucket does not hold them: later ones then take longer.
+    /// Takes `cost` tokens, even if the bucket does not hold them: later ones then take longer. A negative cost is given
+    /// back.
     pub fn charge(&mut self, cost: f64) {
         self.tokens -= cost;
     }

@@ -144,7 +144,7 @@ pub fn spare<T>(queue: &mut VecDeque<T>) {
 }
 
 /// Counts the frames that one side receives in a session.
-#[derive(Default)]
+#[derive(Default, Clone, Copy)]
 pub struct Received {
     total: u64,
     /// The number that the peer knows. It may be ahead: a resumption can name frames that are counted later.

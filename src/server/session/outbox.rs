@@ -57,8 +57,8 @@ const WRITER_STACK: usize = 128 * 1024;
 pub struct Inbound {
     /// The number of frames since the login.
     pub received: Received,
-    /// The client's rate.
-    pub bucket: Bucket,
+    /// The account's rate, which its sessions share.
+    pub bucket: Arc<Mutex<Bucket>>,
 }
 
 /// The next batch, before and after encryption. A thread that sends much uses the same buffers for every batch.
@@ -115,9 +115,8 @@ pub enum Queued {
 
 impl Outbox {
     /// For a new session of a client at this address, whose link is attached next. `limit` is in bytes of lines: see
-    /// [`Frames::takes`](super::frames::Frames::takes); `rate` in requests a second.
-    pub fn new(limit: usize, rate: u32, quotas: Arc<Quotas>, address: IpAddr) -> Outbox {
-        let bucket = Bucket::new(f64::from(rate), f64::from(rate) * 4.0);
+    /// [`Frames::takes`](super::frames::Frames::takes).
+    pub fn new(limit: usize, bucket: Arc<Mutex<Bucket>>, quotas: Arc<Quotas>, address: IpAddr) -> Outbox {
         let inbound = Inbound { received: Received::default(), bucket };
         Outbox { io: Mutex::new(Io::new(limit, address)), inbound: Mutex::new(inbound), quotas }
     }
@@ -235,6 +234,7 @@ impl Outbox {
         let io = lock(&self.io);
         !io.is_open() && io.is_on(link)
     }
+
     /// If the session has ended: drops what still waits for its client, and closes the connection.
     pub fn end_farewell(&self) {
         let mut io = lock(&self.io);
@@ -242,7 +242,6 @@ impl Outbox {
             io.stop(State::Over);
         }
     }
-
 
     /// Frees the frames that the client of `link` has received, unless the session has another link. True if an `ack`
     /// was due for that many.
@@ -507,7 +506,8 @@ pub(in crate::server) mod tests {
 
     /// An outbox with this limit, on this link.
     pub fn outbox_on(link: Arc<Link>, limit: usize) -> Arc<Outbox> {
-        let outbox = Arc::new(Outbox::new(limit, 100, Arc::default(), link.ticket.address));
+        let outbox =
+            Arc::new(Outbox::new(limit, Bucket::of_account(100), Arc::default(), link.ticket.address));
         assert_eq!(attach(&outbox, &link, 0), Attached::Yes);
         outbox
     }

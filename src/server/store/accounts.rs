@@ -14,6 +14,7 @@ use crate::crypto::public::{Fingerprint, IdentityPublicKey};
 use crate::disk;
 use crate::name::Username;
 use crate::records::{self, Records, Writers};
+use crate::server::rates::Bucket;
 use crate::sync::lock;
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::{HashMap, HashSet};
@@ -69,13 +70,15 @@ struct Entry {
     logins: u64,
     /// See [`Accounts::take_certificate`].
     newest: u64,
+    /// See [`Accounts::rate`].
+    rate: Option<Arc<Mutex<Bucket>>>,
     /// A new password is being written.
     changing: bool,
 }
 
 impl Entry {
     fn new(account: Account) -> Entry {
-        Entry { account: Arc::new(account), logins: 0, newest: 0, changing: false }
+        Entry { account: Arc::new(account), logins: 0, newest: 0, rate: None, changing: false }
     }
 
     /// Whether the password is the one of the challenge, and no change is in progress.
@@ -180,6 +183,15 @@ impl Accounts {
         let Some(Place::Account(entry)) = accounts.get_mut(&name.folded()) else { return 0 };
         let newest = entry.newest.max(created);
         std::mem::replace(&mut entry.newest, newest)
+    }
+
+    /// The rate of all sessions of this account since the start, `new` at first: otherwise a client that logs in again
+    /// and again would have a full bucket each time. PROTOCOL#rate.
+    pub fn rate(&self, name: &Username, new: Arc<Mutex<Bucket>>) -> Arc<Mutex<Bucket>> {
+        match lock(&self.by_name).get_mut(&name.folded()) {
+            Some(Place::Account(entry)) => entry.rate.get_or_insert(new).clone(),
+            _ => new,
+        }
     }
 
     /// Takes a new password; returns when it is on disk. Returns false, and changes nothing, if the password has
