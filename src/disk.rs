@@ -384,8 +384,16 @@ pub fn is_at(file: &File, path: &Path) -> bool {
 /// # Errors
 /// The disk's.
 pub fn ends_line(file: &File) -> io::Result<bool> {
+    begins_line(file, file.metadata()?.len())
+}
+
+/// Whether a line begins at byte `at` of a file, or could begin there.
+///
+/// # Errors
+/// The disk's; a shorter file is one.
+pub fn begins_line(file: &File, at: u64) -> io::Result<bool> {
     let mut last = [b'\n'];
-    if let Some(at) = file.metadata()?.len().checked_sub(1) {
+    if let Some(at) = at.checked_sub(1) {
         file.read_exact_at(&mut last, at)?;
     }
     Ok(last == [b'\n'])

@@ -128,21 +128,26 @@ pub fn parse<T: Deserialize>(line: &[u8]) -> Option<T> {
 /// With file, line and remedy in the text for a damaged line that `each` does not ignore; with the path if the file is
 /// missing or a link, or the disk fails.
 pub fn read(path: &Path, each: impl FnMut(&[u8]) -> bool) -> io::Result<Found> {
-    scan(&disk::open(path)?, &PLAIN, each).map_err(disk::at(path))
+    scan(&disk::open(path)?, &PLAIN, 0, each).map_err(disk::at(path))
 }
 
-/// Reads a file line by line. A line that is too long comes in pieces.
-fn scan(mut file: &File, format: &Format, mut each: impl FnMut(&[u8]) -> bool) -> io::Result<Found> {
+/// Reads a file line by line, from byte `from` on. A line that is too long comes in pieces.
+fn scan(
+    mut file: &File,
+    format: &Format,
+    from: u64,
+    mut each: impl FnMut(&[u8]) -> bool,
+) -> io::Result<Found> {
     let length = file.metadata()?.len();
-    file.rewind()?;
+    file.seek(SeekFrom::Start(from))?;
     // Stop at the current length: another process may be appending half a record.
-    let mut reader = BufReader::new(file.take(length));
+    let mut reader = BufReader::new(file.take(length.saturating_sub(from)));
     // Some lines contain password keys.
     let mut line = Zeroizing::new(Vec::with_capacity(format.longest.min(4096)));
-    let (mut at, mut number) = (0, 1);
+    let (mut at, mut number) = (from, 1);
     // The line in which a torn write seems to begin, and the last damaged line, which may have more pieces.
     let (mut rest, mut reported) = (None, 0);
-    let mut found = Found { good: 0, length, open: false };
+    let mut found = Found { good: from, length, open: false };
     loop {
         line.clear();
         let count = (&mut reader).take(format.longest as u64).read_until(b'\n', &mut line)?;
@@ -299,6 +304,7 @@ impl Records {
         }
         Ok(())
     }
+            records.read = records.file.metadata()?.len();
 
     /// The only writer does not write to a file that was changed: this process does not know its content.
     fn check_unchanged(&mut self) -> io::Result<()> {
@@ -332,7 +338,7 @@ impl Records {
     /// As [`read`], without the path.
     pub fn repair(&self, each: impl FnMut(&[u8]) -> bool) -> io::Result<Option<String>> {
         let (mut file, path) = (&self.file, self.path.display());
-        let found = scan(file, self.format, each)?;
+        let found = scan(file, self.format, 0, each)?;
         let (rest, mut done) = (found.length - found.good, None);
         if rest > 0 {
             let aside = set_aside(file, &self.path, found.good)?;
@@ -340,6 +346,44 @@ impl Records {
             let aside = aside.display();
             done = Some(format!(
                 "{path}: {rest} bytes after the last record could not be read, and are set aside in {aside}"
+    /// Goes on with `file`, which the path names; a replaced file is read from its beginning.
+    fn switch_to(&mut self, file: File) {
+        if !disk::is_at(&self.file, &self.path) {
+            self.read = 0;
+        }
+        self.file = file;
+    }
+
+    /// Reads the records that other processes have appended since the file was last read, or all of them after any other
+    /// change. `each` as for [`read`]. Half a record is read when it is whole. A missing file has nothing new.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub fn news(&mut self, each: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
+        if !disk::is_at(&self.file, &self.path) {
+            let Some(file) = disk::existing(&self.path)? else { return Ok(()) };
+            self.switch_to(file);
+        }
+        self.read_on(each).map_err(disk::at(&self.path))
+    }
+
+    /// As [`Records::news`], for a caller that has the file [`locked`](Records::locked).
+    ///
+    /// # Errors
+    /// As [`read`], without the path.
+    pub fn read_on(&mut self, mut each: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
+        if self.file.metadata()?.len() == self.read {
+            return Ok(());
+        }
+        if !disk::begins_line(&self.file, self.read).unwrap_or(false) {
+            self.read = 0;
+        }
+        let found = scan(&self.file, self.format, self.read, &mut each);
+        // An error of the second numbers the line from the file's beginning.
+        self.read = found.or_else(|_| scan(&self.file, self.format, 0, each))?.good;
+        Ok(())
+    }
+
             ));
         }
         if found.open {
@@ -360,7 +404,11 @@ impl Records {
         self.locked(|records| records.write(lines, durable))
     }
 
-    fn write(&mut self, lines: &[u8], durable: bool) -> io::Result<Option<String>> {
+    /// As [`Records::append`], for a caller that has the file [`locked`](Records::locked).
+    ///
+    /// # Errors
+    /// As [`Records::append`], without the path.
+    pub fn write(&mut self, lines: &[u8], durable: bool) -> io::Result<Option<String>> {
         let mut repaired = None;
         // An editor may have changed the file, or a full disk may have left half a line.
         if !disk::ends_line(&self.file)? {

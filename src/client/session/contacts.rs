@@ -13,6 +13,7 @@ use crate::crypto::public::{
 use crate::name::Username;
 use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io;
 use std::path::Path;
 
 /// The most users that a server can make a client remember: five times the number that a server is made for.
@@ -182,8 +183,14 @@ impl Contacts {
         self.known.admit(&cx.me, cx.account.fingerprint(), (created, key), cx.now.max(created));
     }
 
-    /// Reports repairs of files, and writes remembered certificates when it is time.
+    /// Reads decisions of other clients with the same folder, reports repairs of files, and writes remembered certificates
+    /// when it is time.
     pub fn tick(&mut self, cx: &mut Cx) {
+        if let Err(error) = self.refresh().and_then(|()| cx.ignored.refresh()) {
+            let text = format!("decisions that you make in another client do not count here: {error}");
+            cx.problem_about_some("records", text);
+        }
+        self.ask(cx);
         let notices = self.known.notices().into_iter().chain(cx.ignored.notices());
         notices.collect::<Vec<_>>().into_iter().for_each(|text| cx.problem(text));
         if let Err(error) = self.known.write_in_time(cx.now, cx.instant) {
@@ -197,6 +204,25 @@ impl Contacts {
     /// Writes what is remembered of certificates now.
     pub fn close(&mut self, cx: &Cx) {
         self.known.close(cx.now);
+    }
+
+    /// Forgets keys that another client with the same folder has decided against. Asks again for these, and for changed
+    /// ones.
+    fn refresh(&mut self) -> io::Result<()> {
+        if !self.known.refresh()? {
+            return Ok(());
+        }
+        let mut outdated = Vec::new();
+        for (name, contact) in &mut self.people {
+            let key = contact.identity.as_ref().map(IdentityPublicKey::fingerprint);
+            let is_met = key.is_some() || contact.has_changed();
+            if is_met && key != self.known.get(name).map(|(key, _)| key) {
+                (contact.identity, contact.session) = (None, None);
+                outdated.push(name.clone());
+            }
+        }
+        self.ask_for(outdated);
+        Ok(())
     }
 
     // ---- requests
@@ -281,9 +307,6 @@ impl Contacts {
         let contact = self.people.entry(keys.name.clone()).or_default();
         contact.is_asked = false;
         contact.session = None;
-        if let Some(other) = self.known.other_spelling(&keys.name) {
-            return Learned::Refused(format!("{other} is already known, and differs only in letter case"));
-        }
         let Ok(identity) = IdentityPublicKey::parse(&keys.identity.0) else {
             return Learned::Refused("the server shows an invalid identity key".into());
         };
@@ -295,21 +318,24 @@ impl Contacts {
                 ));
             }
         };
-        let remembered = self.known.get(&keys.name).map(|(fingerprint, _)| fingerprint);
-        let is_new = remembered.is_none() && self.known.doubt(&keys.name).is_none();
-        if !is_new && remembered != Some(identity.fingerprint()) {
+        let owner = identity.fingerprint();
+        if self.known.is_new(&keys.name) {
+            if self.known.count() >= MAX_CONTACTS {
+                return Learned::Refused("this client already remembers as many users as it can".into());
+            }
+            if let Err(error) = self.known.remember(&keys.name, owner, Trust::New) {
+                return Learned::Refused(format!("the key cannot be saved: {error}"));
+            }
+        }
+        // Another client with the same folder may have been first.
+        if let Some(other) = self.known.other_spelling(&keys.name) {
+            return Learned::Refused(format!("{other} is already known, and differs only in letter case"));
+        }
+        if self.known.get(&keys.name).map(|(fingerprint, _)| fingerprint) != Some(owner) {
             (contact.identity, contact.changed) = (None, Some(identity));
             return Learned::Changed;
         }
-        if remembered.is_none() && self.known.count() >= MAX_CONTACTS {
-            return Learned::Refused("this client already remembers as many users as it can".into());
-        }
-        if remembered.is_none()
-            && let Err(error) = self.known.remember(&keys.name, identity.fingerprint(), Trust::New)
-        {
-            return Learned::Refused(format!("the key cannot be saved: {error}"));
-        }
-        let (reverted, owner) = (contact.changed.is_some(), identity.fingerprint());
+        let reverted = contact.changed.is_some();
         (contact.identity, contact.changed) = (Some(identity), None);
         if let Some((key, created)) = session {
             // PROTOCOL#newest-certificate.
@@ -421,7 +447,7 @@ impl Contacts {
     ///
     /// # Errors
     /// The disk's.
-    fn accept(&mut self, name: &Username) -> std::io::Result<bool> {
+    fn accept(&mut self, name: &Username) -> io::Result<bool> {
         let contact = self.people.entry(name.clone()).or_default();
         let Some(identity) = &contact.changed else { return Ok(false) };
         self.known.remember(name, identity.fingerprint(), Trust::Known)?;
@@ -433,7 +459,7 @@ impl Contacts {
     ///
     /// # Errors
     /// The disk's.
-    fn mark_verified(&mut self, name: &Username) -> std::io::Result<()> {
+    fn mark_verified(&mut self, name: &Username) -> io::Result<()> {
         match self.known.get(name) {
             Some((key, _)) => self.known.remember(name, key, Trust::Verified),
             None => Ok(()),

@@ -1209,6 +1209,48 @@ fn damaged_record_is_not_called_a_changed_key() {
     assert_eq!(net.count("has changed") + net.count("the new key"), 0, "{:#?}", net.shown[0]);
 }
 
+/// README#one-folder.
+#[test]
+fn decision_in_another_client_of_the_folder_counts() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    net.settle();
+    let key = net.sessions[0].contacts.find(&name(1)).and_then(|bob| bob.identity.as_ref());
+    let key = key.expect("a key").fingerprint();
+    let mut other = TrustStore::open(&net.folder, "server-0").expect("files");
+    other.remember(&name(1), Fingerprint([1; 32]), Trust::Verified).expect("stored");
+    net.event(0, Event::Tick);
+    net.settle();
+    net.type_in(0, "/msg bob two");
+    net.settle();
+    assert_eq!(net.count("THE IDENTITY KEY OF bob HAS CHANGED"), 2, "{:#?}", net.shown[0]);
+    other.remember(&name(1), key, Trust::Verified).expect("stored");
+    net.event(0, Event::Tick);
+    net.settle();
+    net.type_in(0, "/msg bob three");
+    net.settle();
+    assert_eq!(net.lines(1), ["<alice -> bob> one", "<alice -> bob> three"]);
+    assert_eq!(net.sessions[0].contacts.trust(&name(1)), Some(Trust::Verified));
+    let mut other = Ignored::open(&net.folder, "server-0").expect("a file");
+    other.set(&name(1), true).expect("stored");
+    net.event(0, Event::Tick);
+    net.type_in(1, "/msg alice four");
+    net.settle();
+    assert_eq!(net.count("four"), 0);
+}
+
+#[test]
+fn answer_to_files_is_waited_for_at_the_end() {
+    let mut net = Net::new();
+    net.type_in(0, "/files");
+    let mut quits = |event: Event| {
+        let effects = net.sessions[0].handle(event, NOW, net.now);
+        effects.iter().any(|effect| matches!(effect, Effect::Quit(_)))
+    };
+    assert!(!quits(Event::Line("/exit".into())));
+    assert!(quits(Event::Transfer(0, crate::client::transfer::Step::Parts(Vec::new()))));
+}
+
 fn offer(id: u8) -> Vec<u8> {
     let offer = files::messages::Offer {
         transfer: Fixed([id; 16]),

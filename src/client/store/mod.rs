@@ -29,21 +29,34 @@ trait Record: Serialize + Deserialize {
     }
 }
 
+/// Whether a record concerns this client.
+type Wanted<R> = Box<dyn Fn(&R) -> bool + Send>;
+
 /// A file of records of one kind, which several clients may have open, and the valid record of each key.
 struct Store<R: Record> {
     records: Records,
     newest: BTreeMap<String, R>,
+    wanted: Wanted<R>,
+    /// A record of another client has replaced one here since [`Store::refresh`] last reported it.
+    is_replaced: bool,
     /// Reports of repairs, as sentences.
     notices: Vec<String>,
 }
 
 impl<R: Record> Store<R> {
     /// Reads the `wanted` records.
-    fn open(path: &Path, wanted: impl Fn(&R) -> bool) -> io::Result<Store<R>> {
-        let (mut newest, mut notices) = (BTreeMap::new(), Vec::new());
-        let each = |line: &[u8]| take(&mut newest, line, &wanted);
+    fn open(path: &Path, wanted: impl Fn(&R) -> bool + Send + 'static) -> io::Result<Store<R>> {
+        let (mut newest, mut notices, mut is_replaced) = (BTreeMap::new(), Vec::new(), false);
+        let each = |line: &[u8]| take(&mut newest, line, &wanted, &mut is_replaced);
         let records = Records::open(path, Writers::Many, &mut notices, each)?;
-        Ok(Store { records, newest, notices })
+        Ok(Store { records, newest, wanted: Box::new(wanted), is_replaced: false, notices })
+    }
+
+    /// Reads what other clients have written meanwhile. Returns whether a record here has been replaced. README#one-folder.
+    fn refresh(&mut self) -> io::Result<bool> {
+        let Store { records, newest, wanted, is_replaced, .. } = self;
+        records.news(|line| take(newest, line, &**wanted, is_replaced))?;
+        Ok(std::mem::take(is_replaced))
     }
 
     /// The record of `key`; `None` if there is none.
@@ -51,11 +64,19 @@ impl<R: Record> Store<R> {
         self.newest.get(key)
     }
 
-    /// Appends a record, which replaces any other of its key; waits until it is on disk if it is to be `durable`.
+    /// Appends a record unless it is not valid beside those that other clients have written meanwhile; waits until it is on
+    /// disk if it is to be `durable`.
     fn put(&mut self, record: R, durable: bool) -> io::Result<()> {
-        self.notices.extend(self.records.append(line(&record).as_bytes(), durable)?);
-        self.insert(record);
-        Ok(())
+        let Store { records, newest, wanted, is_replaced, notices } = self;
+        let key = record.key();
+        records.locked(|records| {
+            records.read_on(|line| take(newest, line, &**wanted, is_replaced))?;
+            if newest.get(&key).is_none_or(|former| record.replaces(former)) {
+                notices.extend(records.write(line(&record).as_bytes(), durable)?);
+                newest.insert(key, record);
+            }
+            Ok(())
+        })
     }
 
     /// Stores a record only in memory, until the next [`Store::rewrite`].
@@ -65,9 +86,9 @@ impl<R: Record> Store<R> {
 
     /// Rewrites the file with the `wanted` records, including those that another client has written meanwhile.
     fn rewrite(&mut self, wanted: impl Fn(&R) -> bool) -> io::Result<()> {
-        let Store { records, newest, notices } = self;
+        let Store { records, newest, is_replaced, notices, .. } = self;
         records.locked(|records| {
-            notices.extend(records.repair(|line| take(newest, line, &wanted))?);
+            notices.extend(records.repair(|line| take(newest, line, &wanted, is_replaced))?);
             newest.retain(|_, record| wanted(record));
             records.rewrite(newest.values().map(line), |_| Ok(()))
         })?;
@@ -81,12 +102,17 @@ impl<R: Record> Store<R> {
     }
 }
 
-/// Reads a line of a file; false if it is not a record.
-fn take<R: Record>(newest: &mut BTreeMap<String, R>, line: &[u8], wanted: impl Fn(&R) -> bool) -> bool {
+/// Reads a line of a file; false if it is not a record. Sets `is_replaced` if it replaces a record.
+fn take<R: Record>(
+    newest: &mut BTreeMap<String, R>,
+    line: &[u8],
+    wanted: impl Fn(&R) -> bool,
+    is_replaced: &mut bool,
+) -> bool {
     let Some(record) = records::parse::<R>(line) else { return false };
     let key = record.key();
     if wanted(&record) && newest.get(&key).is_none_or(|former| record.replaces(former)) {
-        newest.insert(key, record);
+        *is_replaced |= newest.insert(key, record).is_some();
     }
     true
 }

@@ -161,8 +161,17 @@ impl Ignored {
     /// # Errors
     /// With file, line and remedy in the text.
     pub fn open(folder: &Path, server: &str) -> io::Result<Ignored> {
-        let users = Store::open(&folder.join("ignored"), |user: &IgnoredUser| user.server == server)?;
-        Ok(Ignored { server: server.into(), users })
+        let (server, own) = (server.to_string(), server.to_string());
+        let users = Store::open(&folder.join("ignored"), move |user: &IgnoredUser| user.server == own)?;
+        Ok(Ignored { server, users })
+    }
+
+    /// Takes in what other clients with this folder have written meanwhile.
+    ///
+    /// # Errors
+    /// As [`Ignored::open`].
+    pub fn refresh(&mut self) -> io::Result<()> {
+        self.users.refresh().map(drop)
     }
 
     /// Whether this user is ignored.
@@ -223,15 +232,24 @@ impl TrustStore {
     /// With file, line and remedy in the text, also for `known_servers`.
     pub fn open(folder: &Path, server: &str) -> io::Result<TrustStore> {
         let (certificates, now_ms) = (folder.join("known_certificates"), clock::now_ms());
+        let own = server.to_string();
         Ok(TrustStore {
             notices: KnownServers::open(folder)?.0.notices,
-            users: Store::open(&folder.join("known_users"), |user: &User| user.server == server)?,
-            certificates: Store::open(&certificates, |certificate| is_kept(certificate, now_ms))?,
+            users: Store::open(&folder.join("known_users"), move |user: &User| user.server == own)?,
+            certificates: Store::open(&certificates, move |certificate| is_kept(certificate, now_ms))?,
             server: server.into(),
             new: HashSet::new(),
             changed: false,
             written: None,
         })
+    }
+
+    /// Reads what other clients with this folder have written meanwhile. Returns whether a remembered key may have changed.
+    ///
+    /// # Errors
+    /// As [`TrustStore::open`].
+    pub fn refresh(&mut self) -> io::Result<bool> {
+        self.users.refresh()
     }
 
     /// Reports of repairs of the files since the last call, as sentences.
@@ -246,7 +264,7 @@ impl TrustStore {
         let user = self.users.get(&name.folded()).filter(|user| user.name == *name)?;
         let trust = match user.verified {
             true => Trust::Verified,
-            false if self.new.contains(name) => Trust::New,
+            false if !user.decided && self.new.contains(name) => Trust::New,
             false => Trust::Known,
         };
         Some((user.identity, trust))
@@ -268,8 +286,14 @@ impl TrustStore {
         if self.get(name).is_some() { None } else { self.users.doubt(&members) }
     }
 
+    /// Whether no key is remembered for this user, in any letter case, and no torn record may be theirs.
+    pub fn is_new(&self, name: &Username) -> bool {
+        self.users.get(&name.folded()).is_none() && self.doubt(name).is_none()
+    }
+
     /// Remembers a key: [`Trust::New`] if it was seen for the first time, otherwise as the user has decided. A decision
-    /// is on disk when this returns.
+    /// is on disk when this returns. A key seen for the first time is not valid if another client with this folder has
+    /// written another one meanwhile: [`get`](TrustStore::get) returns the valid one.
     ///
     /// # Errors
     /// The disk's; nothing has changed then.
@@ -277,11 +301,9 @@ impl TrustStore {
         let (decided, verified) = (trust != Trust::New, trust == Trust::Verified);
         let server = self.server.clone();
         self.users.put(User { server, name: name.clone(), identity, verified, decided }, decided)?;
-        if decided {
-            self.new.remove(name)
-        } else {
-            self.new.insert(name.clone())
-        };
+        if !decided {
+            self.new.insert(name.clone());
+        }
         Ok(())
     }
 
@@ -539,6 +561,44 @@ mod tests {
         let servers = open().expect("open");
         assert_eq!(servers.doubt("c:1"), Some(aside.clone()));
         fs::remove_file(&aside).expect("removed");
+    }
+
+    /// README#one-folder.
+    #[test]
+    fn key_that_another_client_remembers_is_not_new() {
+        let folder = Folder::new();
+        let [bob, upper, carol] = ["bob", "BOB", "carol"].map(|name| name.parse::<Username>().expect("name"));
+        let (one, two) = (Fingerprint([1; 32]), Fingerprint([2; 32]));
+        let (mut here, mut there) = (folder.open("a:1").expect("open"), folder.open("a:1").expect("open"));
+        folder.open("a:2").expect("open").remember(&bob, two, Trust::Known).expect("stored");
+        there.remember(&bob, one, Trust::Verified).expect("stored");
+        for name in [&bob, &upper] {
+            here.remember(name, two, Trust::New).expect("stored");
+        }
+        assert_eq!((here.get(&bob), here.get(&upper)), (Some((one, Trust::Verified)), None));
+        // A file that an editor has replaced is read again, half a record when it is whole.
+        let (path, copy) = (folder.0.join("known_users"), folder.0.join("copy"));
+        here.remember(&carol, two, Trust::New).expect("stored");
+        let text = fs::read_to_string(&path).expect("there");
+        assert_eq!(text.lines().count(), 3, "{text}");
+        let [before, line] = [0, 2].map(|n| text.lines().nth(n).expect("a line").replace("a:2", "a:1"));
+        fs::write(&copy, format!("{before}\n")).and_then(|()| fs::rename(&copy, &path)).expect("saved");
+        assert!(here.refresh().expect("read"));
+        assert_eq!(here.get(&bob), Some((two, Trust::Known)));
+        let (half, rest) = line.split_at(50);
+        fs::write(&path, format!("{before}\n{half}")).expect("written");
+        there.refresh().expect("read");
+        assert!(there.get(&carol).is_none());
+        fs::write(&path, format!("{before}\n{half}{rest}\n")).expect("written");
+        there.refresh().expect("read");
+        assert_eq!(there.get(&carol), Some((two, Trust::Known)));
+        fs::write(&path, format!("{before}\n{half}{rest}\n{half}\n")).expect("written");
+        let error = there.refresh().expect_err("damage").to_string();
+        assert!(error.contains("known_users: line 3 is damaged"), "{error}");
+        there.remember(&upper, one, Trust::New).expect_err("damage");
+        fs::remove_file(&path).expect("removed");
+        there.refresh().expect("nothing new");
+        assert!(!path.exists());
     }
 
     #[test]
