@@ -30,7 +30,7 @@ const PLAIN: Format = Format {
     damaged: "is damaged: restore the file from a copy, or remove the line, which loses its record",
 };
 /// The longest wait for another process's lock: a write takes milliseconds, but a stopped process never releases it.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Part of the names of the files that hold what was set aside.
 const SET_ASIDE: &str = ".set-aside-";
 /// U+FEFF in UTF-8: editors put it at the beginning of a file.
@@ -51,6 +51,10 @@ pub struct Records {
     file: File,
     writers: Writers,
     format: &'static Format,
+    /// The longest wait for the next lock: none after a failed one, as the caller may have many records to write.
+    patience: Duration,
+    /// Bytes that were read, up to the end of a line.
+    read: u64,
     /// The file as this process left it, if it is the only writer.
     known: Option<Known>,
 }
@@ -289,9 +293,18 @@ impl Records {
         notices: &mut Vec<String>,
         each: impl FnMut(&[u8]) -> bool,
     ) -> io::Result<Records> {
-        let mut records = Records { path: path.to_path_buf(), file, writers, format, known: None };
+        let mut records = Records {
+            path: path.to_path_buf(),
+            file,
+            writers,
+            format,
+            patience: PATIENCE,
+            read: 0,
+            known: None,
+        };
         records.locked(|records| {
             notices.extend(records.repair(each)?);
+            records.read = records.file.metadata()?.len();
             records.know()
         })?;
         Ok(records)
@@ -304,7 +317,6 @@ impl Records {
         }
         Ok(())
     }
-            records.read = records.file.metadata()?.len();
 
     /// The only writer does not write to a file that was changed: this process does not know its content.
     fn check_unchanged(&mut self) -> io::Result<()> {
@@ -323,7 +335,9 @@ impl Records {
     /// With the path in the text, also if another program keeps the file locked.
     pub fn locked<T>(&mut self, act: impl FnOnce(&mut Records) -> io::Result<T>) -> io::Result<T> {
         if self.writers == Writers::Many {
-            self.file = disk::lock(&self.path, PATIENCE)?;
+            let file = disk::lock(&self.path, self.patience);
+            self.patience = if file.is_ok() { PATIENCE } else { Duration::ZERO };
+            self.switch_to(file?);
         }
         let done = act(self).map_err(disk::at(&self.path));
         if self.writers == Writers::Many {
@@ -332,20 +346,6 @@ impl Records {
         done
     }
 
-    /// Reads the file, and makes it end with the line end of its last record. Returns a sentence if that was necessary.
-    ///
-    /// # Errors
-    /// As [`read`], without the path.
-    pub fn repair(&self, each: impl FnMut(&[u8]) -> bool) -> io::Result<Option<String>> {
-        let (mut file, path) = (&self.file, self.path.display());
-        let found = scan(file, self.format, 0, each)?;
-        let (rest, mut done) = (found.length - found.good, None);
-        if rest > 0 {
-            let aside = set_aside(file, &self.path, found.good)?;
-            file.set_len(found.good)?;
-            let aside = aside.display();
-            done = Some(format!(
-                "{path}: {rest} bytes after the last record could not be read, and are set aside in {aside}"
     /// Goes on with `file`, which the path names; a replaced file is read from its beginning.
     fn switch_to(&mut self, file: File) {
         if !disk::is_at(&self.file, &self.path) {
@@ -384,6 +384,20 @@ impl Records {
         Ok(())
     }
 
+    /// Reads the file, and makes it end with the line end of its last record. Returns a sentence if that was necessary.
+    ///
+    /// # Errors
+    /// As [`read`], without the path.
+    pub fn repair(&self, each: impl FnMut(&[u8]) -> bool) -> io::Result<Option<String>> {
+        let (mut file, path) = (&self.file, self.path.display());
+        let found = scan(file, self.format, 0, each)?;
+        let (rest, mut done) = (found.length - found.good, None);
+        if rest > 0 {
+            let aside = set_aside(file, &self.path, found.good)?;
+            file.set_len(found.good)?;
+            let aside = aside.display();
+            done = Some(format!(
+                "{path}: {rest} bytes after the last record could not be read, and are set aside in {aside}"
             ));
         }
         if found.open {
