@@ -11,11 +11,12 @@ use crate::encoding::hex;
 use crate::name::Username;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 /// The longest name of a received file, in bytes: with a user's name, a number and `.part`, it stays below the usual
 /// limit of 255.
@@ -25,6 +26,13 @@ const MAX_NUMBER: u32 = 10_000;
 
 /// The most files of a folder that are searched for parts.
 const MAX_PARTS: usize = 1000;
+
+/// `df` takes milliseconds, unless the file system is on a machine that does not respond.
+const DF_PATIENCE: Duration = Duration::from_secs(5);
+/// How often its end is looked for.
+const DF_STEP: Duration = Duration::from_millis(5);
+/// The most of its output, in bytes, that is read: two lines with a path.
+const MAX_DF: u64 = 16 * 1024;
 
 /// Makes another user's file name harmless: the last part of a path, without control, direction or wildcard characters,
 /// leading dots or the name of a device, never empty, at most 180 bytes, and never like that of a [`Part`].
@@ -242,16 +250,31 @@ pub fn left_parts(folder: &Path) -> Vec<LeftPart> {
     entries.filter_map(part).collect()
 }
 
-/// The free bytes on the disk of a folder, from POSIX `df`; `None` without it. A quota allows fewer, compression
-/// more. No safe call returns this number without another crate.
+/// The free bytes on the disk of a folder, from POSIX `df`; `None` without it, or if it takes more than 5 s. A quota
+/// allows fewer, compression more. No safe call returns this number without another crate.
 pub fn free_space(folder: &Path) -> Option<u64> {
-    let output =
-        Command::new("df").arg("-Pk").arg(folder).stdin(Stdio::null()).stderr(Stdio::null()).output();
-    let text = String::from_utf8(output.ok()?.stdout).ok()?;
+    let text = output(Command::new("df").arg("-Pk").arg(folder), DF_PATIENCE)?;
     // Other fields may contain blanks: the free space precedes the only one with a per cent sign.
     let words: Vec<&str> = text.lines().last()?.split_whitespace().collect();
     let used = words.iter().rposition(|word| word.ends_with('%'))?;
     words[..used].last()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What a program prints that ends within `patience`, otherwise `None`. Its output has to fit into a pipe.
+fn output(program: &mut Command, patience: Duration) -> Option<String> {
+    let program = program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let (mut running, end) = (program.spawn().ok()?, Instant::now() + patience);
+    while running.try_wait().ok()?.is_none() {
+        if Instant::now() >= end {
+            // Not waited for: a program that waits for a disk is killed when the disk responds.
+            let _ = running.kill();
+            return None;
+        }
+        thread::sleep(DF_STEP);
+    }
+    let mut text = String::new();
+    running.stdout?.take(MAX_DF).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 fn part_options() -> OpenOptions {

@@ -1,17 +1,22 @@
 //! Paths as users type them, and as terminals insert a dropped file.
 //!
-//! Invariant: [`completions`] offers only texts that can be typed, and [`typed_path`] turns each back into exactly its
-//! path, whatever bytes the names have. Specification: README#typed-path.
+//! Invariant: [`quick_completions`] offers only texts that can be typed, and [`typed_path`] turns each back into exactly
+//! its path, whatever bytes the names have. Specification: README#typed-path.
 
 use super::text::{is_harmful, sanitise};
 use crate::disk;
+use crate::sync::spawn;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, FileType};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
-/// The most files of a folder that are read: a user who presses Tab does not wait longer.
+/// The most files of a folder that are read.
 const MAX_LISTED: usize = 10_000;
+/// A user who presses Tab waits this long: a folder may be on a machine that does not respond.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Blanks around a path, which are ignored.
 const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
 
@@ -181,9 +186,22 @@ fn written(path: &[u8]) -> String {
     text
 }
 
+/// What [`completions`] returns within half a second, otherwise nothing.
+pub fn quick_completions(typed: &str) -> Vec<String> {
+    let typed = typed.to_string();
+    within(PATIENCE, move || completions(&typed)).unwrap_or_default()
+}
+
+/// What `work` returns within `patience`; it ends on its own thread.
+fn within<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, result) = sync_channel(1);
+    spawn("path", move || _ = done.send(work())).ok()?;
+    result.recv_timeout(patience).ok()
+}
+
 /// The sorted completions of a path that is being typed. Folders end with a `/`; hidden files need a typed dot. Empty
 /// if the folder cannot be read.
-pub fn completions(typed: &str) -> Vec<String> {
+fn completions(typed: &str) -> Vec<String> {
     if typed == "~" {
         return vec!["~/".into()];
     }
@@ -200,7 +218,9 @@ pub fn completions(typed: &str) -> Vec<String> {
                 name.as_bytes().starts_with(begun) && !(name.as_bytes().starts_with(b".") && begun.is_empty())
             })
             .map(|entry| {
-                let end: &[u8] = if entry.path().is_dir() { b"/" } else { b"" };
+                // Looks up the targets of links alone: doing so for each file is slow in a folder on another machine.
+                let is_folder = |kind: FileType| kind.is_dir() || kind.is_symlink() && entry.path().is_dir();
+                let end: &[u8] = if entry.file_type().is_ok_and(is_folder) { b"/" } else { b"" };
                 [folder, entry.file_name().as_bytes(), end].concat()
             })
             .collect();
@@ -339,6 +359,19 @@ mod tests {
         assert_eq!(completions(&format!("file://{base}pl")), [format!("{base}plain.txt")]);
         assert_eq!(completions("~"), ["~/"]);
         assert!(completions(&format!("{base}none/")).is_empty());
+        fs::remove_dir_all(folder).expect("removed");
+    }
+
+    #[test]
+    fn completion_ends_without_a_folder_that_does_not_respond() {
+        let (_open, never) = sync_channel::<()>(1);
+        assert_eq!(within(Duration::from_millis(1), move || never.recv()), None);
+        assert_eq!(within(Duration::from_secs(60), || 1), Some(1));
+        let folder = folder();
+        std::os::unix::fs::symlink("/", folder.join("a")).expect("a link");
+        std::os::unix::fs::symlink("none", folder.join("b")).expect("a link");
+        let base = folder.display();
+        assert_eq!(completions(&format!("{base}/")), [format!("{base}/a/"), format!("{base}/b")]);
         fs::remove_dir_all(folder).expect("removed");
     }
 

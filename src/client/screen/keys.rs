@@ -116,7 +116,7 @@ impl Screen {
             Key::Enter if waiting >= MAX_AHEAD && !is_exit(view.editor.text()) => self.views.bell(),
             Key::Tab | Key::BackTab => {
                 let people = self.session.people().map(Username::as_str);
-                let find = |before: &str| complete(before, people, path::completions);
+                let find = |before: &str| complete(before, people, path::quick_completions);
                 if !view.editor.complete(key == Key::BackTab, find) {
                     self.views.bell();
                 }
