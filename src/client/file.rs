@@ -137,7 +137,7 @@ impl Source {
         !facts.is_ok_and(|facts| facts.len() == self.size && facts.modified().ok() == self.modified)
     }
 
-    /// Keeps a copy as `{person}_{name}`, by reference if the file system supports it (copy_file_range). Returns its
+    /// Keeps a copy as `{person}~{name}`, by reference if the file system supports it (copy_file_range). Returns its
     /// path.
     ///
     /// # Errors
@@ -364,13 +364,14 @@ impl Part {
     }
 }
 
-/// Moves a part to the first free name of `{person}_{name}`, `{person}_{name}_1`, …. PROTOCOL#never-over.
+/// Moves a part to the first free name of `{person}~{name}`, `{person}~{name}_1`, …. No user's name contains `~`.
+/// PROTOCOL#never-over.
 fn place(part: &Path, folder: &Path, person: &Username, name: &str) -> io::Result<PathBuf> {
     let name = safe_name(name);
     let (stem, extension) = split(&name);
     for number in 0..MAX_NUMBER {
         let number = if number == 0 { String::new() } else { format!("_{number}") };
-        let path = folder.join(format!("{}_{stem}{number}{extension}", person.as_str()));
+        let path = folder.join(format!("{}~{stem}{number}{extension}", person.as_str()));
         match disk::rename_new(part, &path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
             placed => placed.map_err(disk::at(&path))?,
@@ -468,13 +469,13 @@ mod tests {
         let (mut part, have) = open();
         assert_eq!(have, CHUNK as u64);
         part.write(&whole[CHUNK..]).expect("written");
-        fs::write(folder.0.join("alice_x.txt"), b"mine").expect("written");
-        std::os::unix::fs::symlink("/nowhere", folder.0.join("alice_x_1.txt")).expect("link");
+        fs::write(folder.0.join("alice~x.txt"), b"mine").expect("written");
+        std::os::unix::fs::symlink("/nowhere", folder.0.join("alice~x_1.txt")).expect("link");
         assert!(part.is_right(&hash));
         let path = part.finish(&folder.0, &alice, "../x.txt").expect("placed");
-        assert_eq!(path, folder.0.join("alice_x_2.txt"));
+        assert_eq!(path, folder.0.join("alice~x_2.txt"));
         assert_eq!(fs::read(&path).expect("read"), whole);
-        assert_eq!(fs::read(folder.0.join("alice_x.txt")).expect("read"), b"mine");
+        assert_eq!(fs::read(folder.0.join("alice~x.txt")).expect("read"), b"mine");
         assert_eq!(fs::read_dir(&folder.0).expect("folder").count(), 3, "no part is left");
         let (mut part, _) = open();
         part.write(b"other").expect("written");
@@ -483,6 +484,24 @@ mod tests {
         assert!(second.is_err_and(|why| why.to_string().contains("already arriving")));
         part.discard();
         assert_eq!(fs::read_dir(&folder.0).expect("folder").count(), 3, "a wrong file gets no name");
+    }
+
+    /// PROTOCOL#never-over.
+    #[test]
+    fn name_of_a_received_file_tells_who_sent_it() {
+        let folder = Folder::new();
+        for (sender, name, expected) in [("bob", "x_y", "bob~x_y"), ("bob_x", "y", "bob_x~y")] {
+            let sender = sender.parse().expect("name");
+            let part = Part::open(&folder.0, &sender, &[0; 32]).expect("opens");
+            let path = part.finish(&folder.0, &sender, name).expect("placed");
+            assert_eq!(path, folder.0.join(expected));
+        }
+    }
+
+    #[test]
+    fn program_that_does_not_end_has_no_output() {
+        assert_eq!(output(Command::new("sleep").arg("60"), Duration::from_millis(1)), None);
+        assert_eq!(output(Command::new("echo").arg("1"), Duration::from_secs(60)), Some("1\n".into()));
     }
 
     #[test]

@@ -133,9 +133,9 @@ fn goes_on(gate: &Gate, alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     let sent = gate.passed() - before;
     // Keys, tags and TLS add less than 2 %.
     assert!(sent <= (BIG as u64 - there) * 102 / 100, "{sent} bytes were sent, {there} were there");
-    assert_eq!(names(bob, "received"), ["alice_big.bin"]);
-    assert!(holds(bob, "received/alice_big.bin", bytes) && holds(alice, "sent/bob_big.bin", bytes));
-    let whole = fs::metadata(bob.data("files/received/alice_big.bin")).expect("the file");
+    assert_eq!(names(bob, "received"), ["alice~big.bin"]);
+    assert!(holds(bob, "received/alice~big.bin", bytes) && holds(alice, "sent/bob~big.bin", bytes));
+    let whole = fs::metadata(bob.data("files/received/alice~big.bin")).expect("the file");
     assert_eq!(whole.ino(), facts.ino(), "the same part is continued");
 }
 
@@ -151,7 +151,7 @@ fn file_of_any_size_arrives_complete() {
         let name = format!("{size}.bin");
         let bytes = make(&alice, &name, size);
         offer(&mut alice, &mut bob, &name);
-        let (received, sent) = (format!("received/alice_{name}"), format!("sent/bob_{name}"));
+        let (received, sent) = (format!("received/alice~{name}"), format!("sent/bob~{name}"));
         let line = take(&mut alice, &mut bob);
         assert!(line.ends_with(&format!("/files/{received}")), "{line}");
         assert!(holds(&bob, &received, &bytes), "the received file of {size} bytes");
@@ -215,11 +215,11 @@ fn files_both_ways_and_messages_do_not_disturb_each_other() {
     }
     for (hers, name, bytes) in &contents {
         let (from, to) = if *hers { (&alice, &bob) } else { (&bob, &alice) };
-        assert!(holds(to, &format!("received/{}_{name}", from.name), bytes), "{name} from {}", from.name);
-        assert!(holds(from, &format!("sent/{}_{name}", to.name), bytes), "{name} to {}", to.name);
+        assert!(holds(to, &format!("received/{}~{name}", from.name), bytes), "{name} from {}", from.name);
+        assert!(holds(from, &format!("sent/{}~{name}", to.name), bytes), "{name} to {}", to.name);
     }
-    assert_eq!(names(&alice, "received"), ["bob_one.bin", "bob_two.bin"]);
-    assert_eq!(names(&bob, "received"), ["alice_one.bin", "alice_two.bin"]);
+    assert_eq!(names(&alice, "received"), ["bob~one.bin", "bob~two.bin"]);
+    assert_eq!(names(&bob, "received"), ["alice~one.bin", "alice~two.bin"]);
 }
 
 /// PROTOCOL#never-over.
@@ -229,9 +229,9 @@ fn no_file_takes_the_place_of_another_or_follows_a_link() {
     let (mut alice, mut bob) = server.alice_and_bob();
     let received = bob.data("files/received");
     fs::write(bob.home.path("treasure"), "mine").expect("written");
-    symlink(bob.home.path("treasure"), received.join("alice_letter.txt")).expect("a link");
-    symlink(bob.home.path("nowhere"), received.join("alice_letter_1.txt")).expect("a link");
-    fs::write(received.join("alice_letter_2.txt"), "mine, too").expect("written");
+    symlink(bob.home.path("treasure"), received.join("alice~letter.txt")).expect("a link");
+    symlink(bob.home.path("nowhere"), received.join("alice~letter_1.txt")).expect("a link");
+    fs::write(received.join("alice~letter_2.txt"), "mine, too").expect("written");
     let mut versions = Vec::new();
     for number in 3..5 {
         versions.push((number, make(&alice, "letter.txt", 1000)));
@@ -243,15 +243,15 @@ fn no_file_takes_the_place_of_another_or_follows_a_link() {
     take(&mut alice, &mut bob);
     versions.push((5, versions[1].1.clone()));
     for (number, bytes) in &versions {
-        assert!(holds(&bob, &format!("received/alice_letter_{number}.txt"), bytes), "{number}");
+        assert!(holds(&bob, &format!("received/alice~letter_{number}.txt"), bytes), "{number}");
     }
     assert_eq!(fs::read(bob.home.path("treasure")).expect("read"), b"mine");
-    assert!(holds(&bob, "received/alice_letter.txt", b"mine"), "the link is unchanged");
-    assert!(holds(&bob, "received/alice_letter_2.txt", b"mine, too"));
+    assert!(holds(&bob, "received/alice~letter.txt", b"mine"), "the link is unchanged");
+    assert!(holds(&bob, "received/alice~letter_2.txt", b"mine, too"));
     assert!(!bob.home.path("nowhere").exists());
     assert_eq!(names(&bob, "received").len(), 6);
-    assert_eq!(names(&alice, "sent"), ["bob_letter.txt", "bob_letter_1.txt", "bob_letter_2.txt"]);
-    assert!(holds(&alice, "sent/bob_letter.txt", &versions[0].1));
+    assert_eq!(names(&alice, "sent"), ["bob~letter.txt", "bob~letter_1.txt", "bob~letter_2.txt"]);
+    assert!(holds(&alice, "sent/bob~letter.txt", &versions[0].1));
 }
 
 // ---- offers
@@ -344,9 +344,9 @@ fn numbers_distinguish_several_offers() {
     // A single offer needs no number.
     bob.say("/rejectfile");
     alice.expect("* bob has declined \"b.txt\" (1.0 kB)");
-    assert_eq!(names(&bob, "received"), ["alice_a.txt", "alice_c.txt"]);
+    assert_eq!(names(&bob, "received"), ["alice~a.txt", "alice~c.txt"]);
     for name in [0, 2] {
-        assert!(holds(&bob, &format!("received/alice_{}", files[name].0), &files[name].1));
+        assert!(holds(&bob, &format!("received/alice~{}", files[name].0), &files[name].1));
     }
 }
 
@@ -436,8 +436,8 @@ fn path_may_have_spaces_quotes_a_tilde_or_be_relative() {
     for (path, stem) in paths {
         offer(&mut alice, &mut bob, path);
         take(&mut alice, &mut bob);
-        assert!(holds(&bob, &format!("received/alice_{stem}.txt"), &bytes), "{path}");
-        assert!(holds(&alice, &format!("sent/bob_{stem}.txt"), &bytes), "{path}");
+        assert!(holds(&bob, &format!("received/alice~{stem}.txt"), &bytes), "{path}");
+        assert!(holds(&alice, &format!("sent/bob~{stem}.txt"), &bytes), "{path}");
     }
 }
 
@@ -465,7 +465,7 @@ fn dropped_file_and_any_name_is_sent() {
     ] {
         offer(&mut alice, &mut bob, &path);
         take(&mut alice, &mut bob);
-        assert!(holds(&bob, &format!("received/alice_{arrives}"), &bytes), "{path}");
+        assert!(holds(&bob, &format!("received/alice~{arrives}"), &bytes), "{path}");
     }
 }
 
@@ -592,8 +592,8 @@ fn leaves_nothing(alice: &mut Client, bob: &mut Client, bytes: &[u8]) {
     assert!(!line.contains("goes on"), "{line}");
     bob.expect(" is complete: ");
     alice.expect("* a copy is kept: ");
-    assert_eq!(names(bob, "received"), ["alice_big.bin"]);
-    assert!(holds(bob, "received/alice_big.bin", bytes));
+    assert_eq!(names(bob, "received"), ["alice~big.bin"]);
+    assert!(holds(bob, "received/alice~big.bin", bytes));
 }
 
 /// PROTOCOL#offer-life.
@@ -669,7 +669,7 @@ fn file_arrives_over_a_line_that_changes_and_jitters() {
     }
     bob.expect(" is complete: ");
     alice.expect("* a copy is kept: ");
-    assert!(holds(&bob, "received/alice_big.bin", &bytes));
+    assert!(holds(&bob, "received/alice~big.bin", &bytes));
     is_quiet(&mut alice, &mut bob);
 }
 
@@ -718,7 +718,7 @@ fn part_from_one_sender_is_not_resumed_by_another() {
     assert!(!line.contains("goes on"), "{line}");
     bob.expect(" is complete: ");
     carol.expect("* a copy is kept: ");
-    assert!(holds(&bob, "received/carol_big.bin", &bytes));
+    assert!(holds(&bob, "received/carol~big.bin", &bytes));
     let after = fs::metadata(path).expect("alice's part is where it was");
     assert_eq!((after.ino(), after.len()), (before.ino(), before.len()));
     assert_eq!(names(&bob, "received").len(), 2);
@@ -815,7 +815,7 @@ fn file_changed_after_its_offer_never_arrives_as_another() {
     File::options().append(true).open(&path).and_then(|mut file| file.write_all(b"more")).expect("longer");
     bob.ask("/acceptfile", "* \"a.bin\" (1.0 MB) from alice is complete: ");
     alice.expect("* no copy is kept: the file has changed since it was offered");
-    assert!(holds(&bob, "received/alice_a.bin", &bytes));
+    assert!(holds(&bob, "received/alice~a.bin", &bytes));
     assert!(names(&alice, "sent").is_empty());
     // The file is replaced by another one: the offered file is still open.
     let bytes = make(&alice, "b.bin", MIB);
@@ -823,7 +823,7 @@ fn file_changed_after_its_offer_never_arrives_as_another() {
     fs::remove_file(alice.home.path("b.bin")).expect("removed");
     make(&alice, "b.bin", MIB);
     take(&mut alice, &mut bob);
-    assert!(holds(&bob, "received/alice_b.bin", &bytes) && holds(&alice, "sent/bob_b.bin", &bytes));
+    assert!(holds(&bob, "received/alice~b.bin", &bytes) && holds(&alice, "sent/bob~b.bin", &bytes));
     is_quiet(&mut alice, &mut bob);
 }
 
@@ -849,7 +849,7 @@ fn full_disk_ends_only_the_transfer() {
     is_quiet(&mut alice, &mut bob);
     offer(&mut alice, &mut bob, "small.bin");
     take(&mut alice, &mut bob);
-    assert!(holds(&bob, "received/alice_small.bin", &small));
+    assert!(holds(&bob, "received/alice~small.bin", &small));
     // The sender's disk is full: only the copy is lost.
     make(&bob, "big.bin", MIB / 2);
     let grown = File::options().write(true).open(bob.home.path("big.bin")).expect("the file");
@@ -868,7 +868,7 @@ fn full_disk_ends_only_the_transfer() {
 fn end_of_input_waits_for_transfers_in_progress() {
     let Middle { server: _server, gate, mut alice, mut bob, bytes } = Middle::reach();
     let homes = (alice.home.clone(), bob.home.clone());
-    let (sent, received) = (alice.data("files/sent/bob_big.bin"), bob.data("files/received/alice_big.bin"));
+    let (sent, received) = (alice.data("files/sent/bob~big.bin"), bob.data("files/received/alice~big.bin"));
     alice.end();
     bob.end();
     gate.open();
@@ -889,7 +889,7 @@ fn end_of_input_waits_for_the_answer_to_an_offer() {
     offer(&mut alice, &mut bob, "a.bin");
     alice.end();
     take(&mut alice, &mut bob);
-    assert!(holds(&bob, "received/alice_a.bin", &bytes) && holds(&alice, "sent/bob_a.bin", &bytes));
+    assert!(holds(&bob, "received/alice~a.bin", &bytes) && holds(&alice, "sent/bob~a.bin", &bytes));
     alice.leaves();
     // It does not wait for an offer that its own user has not answered.
     let mut carol = server.client("carol").ready();

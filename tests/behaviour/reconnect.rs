@@ -190,7 +190,7 @@ fn files_in_both_directions_survive_cuts_and_arrive_complete() {
         if !one.output.seen.iter().any(|line| line.starts_with(&whole)) {
             one.expect(&whole);
         }
-        let path = one.data("files/received").join(format!("{other}_big.bin"));
+        let path = one.data("files/received").join(format!("{other}~big.bin"));
         assert!(sha256(&fs::read(path).expect("it is there")) == *hash);
     }
     for one in [alice, bob] {

@@ -1001,7 +1001,7 @@ fn bar_shows_the_progress_of_a_file() {
     terminal.expect("* \"big.bin\" (8.0 MB) from bob is complete:");
     let screen = terminal.wait("the end of the bar", |screen| !screen.contains('━'));
     assert_eq!(last_line(&screen), "> half a li");
-    let path = terminal.home.path(".secure_messenger_client/files/received/bob_big.bin");
+    let path = terminal.home.path(".secure_messenger_client/files/received/bob~big.bin");
     assert!(std::fs::read(path).expect("the file is there") == bytes);
 }
 

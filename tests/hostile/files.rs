@@ -436,7 +436,7 @@ fn any_file_name_becomes_one_plain_file_in_its_folder() {
     for (n, (hostile, plain)) in names.iter().enumerate() {
         let deal = Deal::of(hostile, 1 + n * 10);
         let told = mallory.deliver(&mut bob, &deal);
-        let place = bob.data("files/received").join(format!("mallory_{plain}"));
+        let place = bob.data("files/received").join(format!("mallory~{plain}"));
         assert!(told.ends_with(&format!(" is complete: {}", place.display())), "{hostile:?}: {told}");
         assert!(std::fs::read(&place).expect("there") == deal.content, "{hostile:?}");
         let facts = std::fs::symlink_metadata(&place).expect("there");
@@ -651,7 +651,7 @@ fn file_with_a_wrong_chunk_ends_and_never_gets_its_name() {
     }
     assert!(arrived(&bob).is_empty(), "{:?}", arrived(&bob));
     mallory.deliver(&mut bob, &Deal::of("honest", SEVEN));
-    assert_eq!(arrived(&bob), ["mallory_honest"]);
+    assert_eq!(arrived(&bob), ["mallory~honest"]);
     mallory.chat(&mut bob);
     farewell(bob);
 }
@@ -736,8 +736,8 @@ fn unrequested_packets_reach_no_client_or_disk() {
     bob.expect("* \"eager\" (393.3 kB) from mallory is complete: ");
     mallory.send(deal.id(), &payloads[0]);
     mallory.refused(deal.id());
-    assert_eq!(received(&bob), BTreeSet::from(["mallory_eager".to_string()]));
-    assert!(std::fs::read(bob.data("files/received/mallory_eager")).expect("there") == deal.content);
+    assert_eq!(received(&bob), BTreeSet::from(["mallory~eager".to_string()]));
+    assert!(std::fs::read(bob.data("files/received/mallory~eager")).expect("there") == deal.content);
     mallory.chat(&mut bob);
     farewell(bob);
 }
@@ -1082,7 +1082,7 @@ fn invented_server_messages_do_not_harm_a_transfer() {
     send(&mut pair, "untouched", &content);
     pair.bob.expect("* \"untouched\" (65.5 kB) from alice is complete: ");
     pair.alice.expect("* bob has received \"untouched\"");
-    assert!(std::fs::read(pair.bob.data("files/received/alice_untouched")).expect("there") == content);
+    assert!(std::fs::read(pair.bob.data("files/received/alice~untouched")).expect("there") == content);
     pair.exchange();
     assert_eq!(pair.alice.output.seen.iter().find(|line| line.starts_with('!')), None);
     farewell(pair.alice);

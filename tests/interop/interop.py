@@ -493,7 +493,7 @@ def files_from_rust(world, alice, bob):
         bob.expect(re.compile(rf'^\* alice has received "{name}"'))
         with open(transfer.path, "rb") as file:
             check(file.read() == data, f"{transfer.path} has the wrong content")
-    check(sorted(os.listdir(world.path("received"))) == ["bob_exact too", "bob_from bob.bin", "bob_nothing"], "something else in the folder")
+    check(sorted(os.listdir(world.path("received"))) == ["bob~exact too", "bob~from bob.bin", "bob~nothing"], "something else in the folder")
 
 
 # PROTOCOL#file_reject, PROTOCOL#file_cancel.

@@ -1288,7 +1288,7 @@ class Client:
         if len(self.receiving) >= TRANSFERS_MOST or self.offers.pop(transfer.id, None) is None:
             raise MessengerError("transfer", "no such offer, or too many transfers")
         self.receiving[transfer.id] = transfer
-        transfer.path = os.path.join(folder, f"{transfer.person}_{plain_name(transfer.name)}")
+        transfer.path = os.path.join(folder, f"{transfer.person}~{plain_name(transfer.name)}")
         part = os.path.join(folder, f"{transfer.person}_{transfer.id.hex()}.part")
         transfer.file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
         transfer.part, transfer.session, transfer.state = part, self.key, "under way"
