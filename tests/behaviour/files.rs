@@ -331,7 +331,7 @@ fn numbers_distinguish_several_offers() {
     // With several offers, a number is needed.
     for command in ["acceptfile", "rejectfile"] {
         bob.say(&format!("/{command}"));
-        bob.expect(&format!("! several files are offered: type /{command} NUMBER, /files lists them"));
+        bob.expect(&format!("! several files were offered: type /{command} NUMBER, /files lists them"));
         bob.expect("* still offered: #1");
     }
     alice.ask("/cancel", "! several files are in progress: /cancel NUMBER ends one");

@@ -97,6 +97,10 @@ pub struct Files {
     /// The latest transfers that can resume, at most [`MAX_LISTED`].
     stopped: VecDeque<Stopped>,
     last: u32,
+    /// The parts on disk are being listed for `/files`.
+    is_listing: bool,
+    /// The offer that an answer without a number means, if it is still open.
+    meant: Option<u32>,
     /// Messages to peers, not sent yet.
     messages: VecDeque<Outgoing>,
     /// When a file last made progress.
@@ -199,7 +203,7 @@ impl Files {
     /// No transfers; the client begins `now`.
     pub fn new(now: Instant) -> Files {
         let (list, stopped, messages) = (BTreeMap::new(), VecDeque::new(), VecDeque::new());
-        Files { list, stopped, last: 0, messages, moved: now }
+        Files { list, stopped, last: 0, is_listing: false, meant: None, messages, moved: now }
     }
 
     /// The next message to the peer of a transfer.
@@ -210,6 +214,11 @@ impl Files {
     /// When a file last made progress.
     pub fn moved(&self) -> Instant {
         self.moved
+    }
+
+    /// Whether the user waits for the answer to `/files`.
+    pub fn is_listing(&self) -> bool {
+        self.is_listing
     }
 
     /// Whether a file is being received or sent, or waits for the peer's answer.

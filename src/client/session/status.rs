@@ -40,6 +40,7 @@ impl Session {
     pub fn is_settled(&self) -> bool {
         self.outbox.is_empty()
             && self.contacts.is_settled()
+            && !self.files.is_listing()
             && self.cx.account.password != PasswordChange::Running
     }
 

@@ -1264,6 +1264,23 @@ fn offer(id: u8) -> Vec<u8> {
 }
 
 #[test]
+fn answer_without_a_number_is_about_the_first_offer() {
+    let mut net = Net::new();
+    net.bob_sends(Kind::FileOffer, Scope::Private, 1, NOW, &offer(1));
+    let closing = files::messages::Closing { transfer: Fixed([1; 16]), reason: Some("cancelled".into()) };
+    net.bob_sends(Kind::FileCancel, Scope::Private, 2, NOW, json::to_string(&closing).as_bytes());
+    net.bob_sends(Kind::FileOffer, Scope::Private, 3, NOW, &offer(2));
+    assert_eq!((net.count("has withdrawn"), net.count("offers you a file")), (1, 2), "{:#?}", net.shown[0]);
+    let is_answered = |net: &mut Net| {
+        net.type_in(0, "/rejectfile");
+        net.count("you have declined") == 1
+    };
+    assert!(!is_answered(&mut net));
+    assert_eq!((net.count("type /rejectfile NUMBER"), net.count("still offered: #2")), (1, 1));
+    assert!(is_answered(&mut net), "the user has just read which one");
+}
+
+#[test]
 fn offers_that_end_together_are_one_line() {
     let mut net = Net::new();
     for id in 1..=6 {

@@ -59,6 +59,7 @@ impl Files {
         };
         let title = transfer.title();
         let number = self.add(transfer);
+        self.meant.get_or_insert(number);
         cx.notice(format!(
             "{from} offers you a file: {title}; /acceptfile {number} accepts it, /rejectfile {number} declines it"
         ));

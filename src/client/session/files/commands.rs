@@ -37,20 +37,20 @@ impl Files {
         self.job(cx, number, Job::Hash { peer: name, id, path });
     }
 
-    /// The offer that `command` means: the one with this number, or the only one. With several, the newest may not be
-    /// the one that the user has just read about.
+    /// The offer that `command` means: the one with this number, or the only one if it was the first since the last answer.
+    /// Any other may not be the one that the user has just read about.
     fn offer(&mut self, cx: &mut Cx, number: Option<u32>, command: &str) -> Option<u32> {
         let mut offers = self.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
         let found = match number {
             Some(number) => offers.find(|offer| *offer == number),
-            None => offers.next().filter(|_| offers.next().is_none()),
+            None => offers.next().filter(|only| offers.next().is_none() && self.meant == Some(*only)),
         };
         if found.is_none() {
             let none = self.list.values().all(|one| !one.is_open());
             cx.problem(match number {
                 Some(number) => format!("there is no offer number {number}: /files lists them"),
                 None if none => "nobody has offered you a file".into(),
-                None => format!("several files are offered: type /{command} NUMBER, /files lists them"),
+                None => format!("several files were offered: type /{command} NUMBER, /files lists them"),
             });
             if number.is_none() {
                 self.tell_other_offers(cx);
@@ -90,13 +90,12 @@ impl Files {
         self.tell_other_offers(cx);
     }
 
-    /// Lists the remaining offers after one of several was answered.
+    /// Lists the remaining offers after one was answered. From now on, the first of them is meant.
     fn tell_other_offers(&mut self, cx: &mut Cx) {
-        let offers = self.list.iter();
-        let offers: Vec<String> = offers
-            .filter(|(_, one)| one.is_open())
-            .map(|(number, one)| format!("#{number} {} from {}", one.title(), one.peer))
-            .collect();
+        let offers = || self.list.iter().filter(|(_, one)| one.is_open());
+        self.meant = offers().next().map(|(number, _)| *number);
+        let offers: Vec<String> =
+            offers().map(|(number, one)| format!("#{number} {} from {}", one.title(), one.peer)).collect();
         if !offers.is_empty() {
             cx.notice(format!("still offered: {}", offers.join(", ")));
         }
@@ -131,11 +130,14 @@ impl Files {
 
     /// Begins to answer `/files`: a job first lists the parts on disk.
     pub fn tell_files(&mut self, cx: &mut Cx) {
-        self.job(cx, 0, Job::List);
+        if !std::mem::replace(&mut self.is_listing, true) {
+            self.job(cx, 0, Job::List);
+        }
     }
 
     /// Answers `/files`: lists offers, transfers in progress, and interrupted ones.
     pub(super) fn list_files(&mut self, cx: &mut Cx, parts: &[LeftPart]) {
+        self.is_listing = false;
         let mut lines: Vec<String> = self
             .list
             .iter()
