@@ -124,10 +124,10 @@ impl Session {
         self.record = Record::new(kept, earlier, &self.cx.me);
     }
 
-    /// Handles one event; after the end, none. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
+    /// Handles one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         if self.cx.is_over() {
-            return Vec::new();
+            return self.handle_after_the_end(event);
         }
         let before = std::mem::replace(&mut self.cx.instant, now);
         self.cx.now = now_ms;
@@ -195,6 +195,14 @@ impl Session {
             self.close();
         }
         self.cx.take_effects()
+    }
+
+    /// Conversations can still be read after the end, and nothing else happens.
+    fn handle_after_the_end(&mut self, event: Event) -> Vec<Effect> {
+        if let Event::Switch(partner) = event {
+            self.talk.go_to(&mut self.cx, partner);
+        }
+        std::mem::take(&mut self.cx.effects)
     }
 
     /// Passes outcomes of sending and messages of files on to other parts, until none are left.
