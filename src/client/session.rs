@@ -10,6 +10,7 @@ mod commands;
 mod connection;
 mod contacts;
 mod cx;
+mod end;
 mod event;
 pub mod files;
 mod incoming;
@@ -24,7 +25,6 @@ mod talk;
 
 use super::audience::Audience;
 use super::entry::{Entry, Place, Source};
-use super::error::ChangeError;
 use super::store::history::{History, Message};
 use super::store::trust::{Ignored, TrustStore};
 use super::text::{mentions, sanitise_lines, shortened};
@@ -42,7 +42,7 @@ use contacts::{Contact, Contacts, Learned};
 use cx::Cx;
 use files::Files;
 use incoming::{Arrived, Incoming, Received};
-use leaving::{Leaving, Step};
+use leaving::Leaving;
 use outgoing::{Missed, Outbox, Outcome, Outgoing};
 use presence::OnlineUsers;
 use record::Record;
@@ -195,14 +195,6 @@ impl Session {
             self.close();
         }
         self.cx.take_effects()
-    }
-
-    /// Conversations can still be read after the end, and nothing else happens.
-    fn handle_after_the_end(&mut self, event: Event) -> Vec<Effect> {
-        if let Event::Switch(partner) = event {
-            self.talk.go_to(&mut self.cx, partner);
-        }
-        std::mem::take(&mut self.cx.effects)
     }
 
     /// Passes outcomes of sending and messages of files on to other parts, until none are left.
@@ -441,59 +433,6 @@ impl Session {
         let cx = &mut self.cx;
         cx.account.certified((created, newest), (cx.now, cx.instant));
         self.contacts.remember_own(cx, created, cx.account.current().fingerprint());
-    }
-
-    /// Leaves when nothing is left to wait for, or the wait takes too long. The event before this one was at `before`.
-    fn leave_if_done(&mut self, before: Instant) {
-        let state = (self.is_settled(), self.files.is_idle());
-        let moved = self.files.moved().max(self.connection.owed().unwrap_or(self.files.moved()));
-        match self.leaving.step(&self.cx, before, state, moved) {
-            Some(Step::Leave) => {
-                let unfinished = self.files.unfinished();
-                let is_unchanged = self.cx.account.password == PasswordChange::Failed;
-                let is_failed = unfinished.is_some() || is_unchanged || self.outbox.has_given_up();
-                unfinished.into_iter().for_each(|text| self.cx.problem(text));
-                self.cx.send(ClientMessage::Logout);
-                self.cx.quit(u8::from(is_failed), true);
-            }
-            Some(Step::GiveUp) => self.give_up(),
-            Some(Step::Tell) => {
-                if let Some(text) = self.leaving() {
-                    self.cx.display(Display::Progress(text));
-                }
-            }
-            None => {}
-        }
-    }
-
-    /// Ends because nothing can come any more, and tells what may be lost by that.
-    fn give_up(&mut self) {
-        self.tell_unsettled();
-        self.cx.quit(1, false);
-    }
-
-    /// Ends because the user does not wait.
-    fn leave_now(&mut self) {
-        let is_unsettled = self.tell_unsettled();
-        self.cx.quit(u8::from(is_unsettled), false);
-    }
-
-    /// Tells what may be lost by an end now; false if nothing is.
-    fn tell_unsettled(&mut self) -> bool {
-        let is_changing = self.cx.account.password == PasswordChange::Running;
-        let unclear_password = is_changing.then(|| ChangeError::Unfinished.to_string());
-        let messages = self.outbox.unsettled(self.connection.lost_since());
-        let unsettled = messages.chain(self.files.unfinished()).chain(unclear_password);
-        let unsettled: Vec<String> = unsettled.collect();
-        unsettled.iter().for_each(|text| self.cx.problem(text));
-        !unsettled.is_empty()
-    }
-
-    /// Ends jobs and lets go of files: the screen may show an ended session for hours.
-    fn close(&mut self) {
-        self.files.end(&mut self.cx);
-        self.record.close();
-        self.contacts.close(&self.cx);
     }
 }
 
