@@ -90,6 +90,15 @@ impl Arguments {
         let value = value.into_string().map_err(|_| format!("the value of {flag} is not UTF-8"))?;
         value.parse().map_err(|error| format!("invalid value for {flag}: {value} ({error})"))
     }
+
+    /// The port after `flag`, which was returned last.
+    ///
+    /// # Errors
+    /// If it is missing or no port.
+    pub fn port(&mut self, flag: &str) -> Result<u16, String> {
+        let word: String = self.value(flag)?;
+        word.parse().map_err(|_| format!("{flag} takes a number from 0 to {}, not {word}", u16::MAX))
+    }
 }
 
 /// The data folder that the command line names last.

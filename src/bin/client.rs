@@ -1,6 +1,7 @@
 //! The client's command: arguments, then run.
 
 use secure_messenger::client::options::{self, Request};
+use secure_messenger::disk::reason;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -19,6 +20,6 @@ fn main() -> ExitCode {
 
 fn printed(done: io::Result<()>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
-    let _ = writeln!(io::stderr(), "client: {error}");
+    let _ = writeln!(io::stderr(), "client: {}", reason(&error));
     ExitCode::FAILURE
 }

@@ -1,5 +1,6 @@
 //! The server's command line program.
 
+use secure_messenger::disk::reason;
 use secure_messenger::server::limits::Limits;
 use secure_messenger::server::operator::{admin, check};
 use secure_messenger::server::options::{self, Request};
@@ -35,6 +36,6 @@ fn main() -> ExitCode {
 
 fn ended(done: io::Result<()>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
-    let _ = writeln!(io::stderr(), "server: {error}");
+    let _ = writeln!(io::stderr(), "server: {}", reason(&error));
     ExitCode::FAILURE
 }

@@ -169,7 +169,7 @@ impl fmt::Display for StartError {
             }
             StartError::Clock(advice) => f.write_str(advice),
             StartError::Server(text) => write!(f, "the server says: {text}"),
-            StartError::Disk(error) => write!(f, "{error}"),
+            StartError::Disk(error) => f.write_str(&disk::reason(error)),
             StartError::Usage(text) => f.write_str(text),
         }
     }

@@ -115,7 +115,7 @@ fn parse_all(arguments: &mut Arguments) -> Result<Request, String> {
     while let Some(flag) = arguments.flag()? {
         match flag.as_str() {
             "--host" => options.host = host(&arguments.value::<String>(&flag)?)?,
-            "--port" => options.port = arguments.value(&flag)?,
+            "--port" => options.port = arguments.port(&flag)?,
             "--data-dir" => options.data_dir = arguments.value(&flag)?,
             "--fingerprint" => {
                 let typed: String = arguments.value(&flag)?;
@@ -205,7 +205,7 @@ mod tests {
         for (flag, value, remedy) in [
             ("--user", "Zo\u{eb}", "letters (a-z, A-Z), digits, _ or -"),
             ("--user", "a b", "letters (a-z, A-Z)"),
-            ("--port", "70000", "too large"),
+            ("--port", "70000", "from 0 to 65535, not 70000"),
             ("--fingerprint", "x", "the fingerprint that the server prints"),
         ] {
             let error = parsed(&[flag, value]).expect_err(value);

@@ -131,9 +131,12 @@ fn parse_all(arguments: &mut Arguments, action: Option<Action>, defaults: Limits
     let limits = &mut options.limits;
     while let Some(flag) = arguments.flag()? {
         // One above `most` counts as `most`.
-        let mut number = |least, most: usize| match arguments.value::<usize>(&flag)? {
-            number if number < least => Err(format!("{flag} takes a number from {least}")),
-            number => Ok(number.min(most)),
+        let mut number = |least: usize, most: usize| {
+            let word: String = arguments.value(&flag)?;
+            let number = word.parse().ok().filter(|number| *number >= least);
+            number
+                .map(|number: usize| number.min(most))
+                .ok_or_else(|| format!("{flag} takes a number from {least}, not {word}"))
         };
         match flag.as_str() {
             "--data-dir" => data_dir = Some(arguments.value::<PathBuf>(&flag)?),
@@ -141,7 +144,7 @@ fn parse_all(arguments: &mut Arguments, action: Option<Action>, defaults: Limits
                 return Err(format!("unknown option: {flag} (user takes only --data-dir)"));
             }
             "--host" => options.host = arguments.value(&flag)?,
-            "--port" => options.port = arguments.value(&flag)?,
+            "--port" => options.port = arguments.port(&flag)?,
             "--no-tls" => options.tls = false,
             "--closed" => options.closed = true,
             "--check" => check = true,
@@ -231,6 +234,8 @@ mod tests {
             ("--rate 0", "from 1"),
             ("--registrations 0", "from 1"),
             ("--grace 0", "from 1"),
+            ("--rate x", "a number from 1, not x"),
+            ("--port 65536", "from 0 to 65535"),
         ] {
             let error = request(&format!("--data-dir here {line}")).err().expect(line);
             assert!(error.contains(part), "{line}: {error}");
