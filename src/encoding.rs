@@ -174,6 +174,16 @@ pub fn is_shallow(text: &str) -> bool {
     true
 }
 
+/// The most commas of a line, in strings too: bounds the decoder's memory, at some 40 bytes for each. Real messages have
+/// half as many. PROTOCOL#commas.
+const MAX_COMMAS: usize = 16_384;
+
+/// Whether a line has at most 16,384 commas.
+pub fn has_few_commas(text: &str) -> bool {
+    let commas = |some: &[u8]| some.iter().map(|byte| u8::from(*byte == b',')).sum::<u8>();
+    text.as_bytes().chunks(255).map(|some| usize::from(commas(some))).sum::<usize>() <= MAX_COMMAS
+}
+
 /// The first member `type`; later ones are ignored. Without one, decoding fails.
 pub struct FirstType(pub String);
 
@@ -269,6 +279,13 @@ mod tests {
             assert!(json::from_str::<Fixed<3>>(bad).is_err(), "{bad}");
         }
         assert!(json::from_str::<Bytes>("\"AB==\"").is_err(), "trailing bits must be zero");
+    }
+
+    /// PROTOCOL#commas.
+    #[test]
+    fn line_has_a_bounded_number_of_commas() {
+        let listed = |commas: usize| format!("[{}1]", "1,".repeat(commas));
+        assert!(has_few_commas(&listed(MAX_COMMAS)) && !has_few_commas(&listed(MAX_COMMAS + 1)));
     }
 
     /// PROTOCOL#depth.

@@ -4,7 +4,7 @@ use super::fields::{EncryptedMessage, EncryptedSend};
 use super::limits::VERSION;
 use super::wrapped_key::WrappedKey;
 use crate::crypto::envelope::{Body, Envelope, Header};
-use crate::encoding::{Both, FirstType, Joined, is_shallow};
+use crate::encoding::{Both, FirstType, Joined, has_few_commas, is_shallow};
 use miniserde::{Deserialize, Serialize, json};
 use std::borrow::Cow;
 use std::fmt;
@@ -51,7 +51,7 @@ struct Versioned {
 /// members. PROTOCOL#version.
 pub(super) fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
     let text = str::from_utf8(line).map_err(|_| DecodeError::Malformed)?;
-    if !is_shallow(text) {
+    if !is_shallow(text) || !has_few_commas(text) {
         return Err(DecodeError::Malformed);
     }
     // Our own programs write the type first. Elsewhere it takes one more pass over up to 1 MiB.

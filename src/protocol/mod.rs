@@ -298,6 +298,11 @@ mod tests {
             assert_eq!(decode(line).err(), Some(error), "{line}");
         }
         assert_eq!(ClientMessage::decode(b"{\"type\":\"ping\xff\"}").err(), Some(Malformed));
+        // PROTOCOL#commas.
+        let names =
+            |count| format!("{{\"type\":\"keys_request\",\"names\":[{}\"a\"]}}", "\"a\",".repeat(count));
+        assert!(decode(&names(16_383)).is_ok(), "the comma behind the type counts");
+        assert_eq!(decode(&names(16_384)).err(), Some(Malformed));
         let nested = format!("{{\"x\":{},\"type\":\"ping\"}}", "[".repeat(500_000));
         assert_eq!(decode(&nested).err(), Some(Malformed));
     }

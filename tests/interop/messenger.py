@@ -135,7 +135,7 @@ def parse(line):
         text = line.decode()
         value = json.loads(text, object_pairs_hook=object_of, parse_constant=no_constant)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # PROTOCOL#json: no lone surrogate, no 1e400
-        if not isinstance(value, dict) or depth(value) > 8:
+        if not isinstance(value, dict) or depth(value) > 8 or line.count(b",") > 16384:  # PROTOCOL#commas
             raise ValueError
         return value
     except (ValueError, RecursionError):
