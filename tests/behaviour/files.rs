@@ -376,7 +376,7 @@ fn eight_files_arrive_at_once_and_the_same_one_only_once() {
     accept(&mut bob, 9, "* \"9.bin\" (65.5 kB) from alice is complete: ");
     accept(&mut bob, 10, "* \"1.bin\" (65.5 kB) from alice is complete: ");
     assert_eq!(names(&bob, "received").len(), 10);
-    assert!(names(&bob, "received").contains(&"alice_1_1.bin".into()));
+    assert!(names(&bob, "received").contains(&"alice~1_1.bin".into()));
 }
 
 #[test]
