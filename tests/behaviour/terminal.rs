@@ -681,6 +681,10 @@ fn other_views_are_reached_without_alt() {
     terminal.expect_last("bob>");
     terminal.ask("/view 9", "there is no view 9");
     terminal.ask("/view carol", "no user named carol is known");
+    terminal.expect_last("(nobody)>");
+    terminal.ask("to whom?", "\"to whom?\" was not sent: you are talking to nobody");
+    terminal.enter("/view bob");
+    terminal.expect_last("bob>");
     terminal.enter("to you");
     bob.expect("<alice -> bob> to you");
     assert!(bob.output.seen.iter().all(|line| !line.contains("room")), "{:?}", bob.output.seen);

@@ -7,13 +7,16 @@ use super::{DEADLINE, Folder, signal};
 use pty_process::blocking;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT};
+use signal_hook::flag::register_conditional_shutdown;
 use std::fs::{File, OpenOptions, read_to_string};
 use std::io::{Read, Write};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Child;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 use vt100::Parser;
@@ -127,8 +130,20 @@ impl Window {
     }
 }
 
+/// A shell inherits that a signal is ignored, as below `nohup` or in a script's background. It does not inherit a handler.
+fn ignore_no_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for signal in [SIGHUP, SIGINT, SIGQUIT] {
+            let ends = Arc::new(AtomicBool::new(true));
+            register_conditional_shutdown(signal, 128 + signal, ends).expect("a handler");
+        }
+    });
+}
+
 impl Terminal {
     pub fn new() -> Terminal {
+        ignore_no_signals();
         let home = Arc::new(Folder::new());
         let start = home.path("start");
         std::fs::write(&start, START).expect("written");
