@@ -48,7 +48,8 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
                         quotas::count(&shared.quotas.busy);
                         &mut sent.busy
                     }
-                    Queued::Gone => &mut sent.offline,
+                    // It ends at this moment, perhaps for a new login: the sender asks for the keys again.
+                    Queued::Gone => &mut sent.stale,
                 }
             }
         };
