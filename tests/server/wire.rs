@@ -177,7 +177,7 @@ fn recorded_traffic_stays_secret_if_disks_and_passwords_leak() {
     people[0].say(&format!("/sendfile bob {}", file.display()));
     people[1].expect("plan.txt");
     people[1].say("/acceptfile");
-    people[1].expect("alice_plan.txt");
+    people[1].expect("alice~plan.txt");
     let mut stolen = Vec::new();
     for mut one in people {
         one.end();
