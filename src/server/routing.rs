@@ -272,7 +272,7 @@ mod tests {
         let list = |names: &[Username]| names.iter().map(Username::as_str).collect::<Vec<_>>().join(" ");
         assert_eq!(
             [&sent.delivered, &sent.offline, &sent.stale, &sent.busy].map(|names| list(names)),
-            ["bob", "gone nobody", "stale", "busy"]
+            ["bob", "nobody", "gone stale", "busy"]
         );
         members[0].0.outbox.flush(&mut super::super::session::outbox::Buffers::default());
         assert!(sent.id == 7 && comes(far, &line));
