@@ -8,7 +8,7 @@ use super::net::connect::Connection;
 use super::net::inbox::{Inbox, Wake};
 use super::net::link::{self, Link};
 use super::net::login;
-use super::net::reconnect::Way;
+use super::net::reconnect::Reconnector;
 use super::options::Options;
 use super::session::{Action, Display, Effect, Event, Exit, Session};
 use super::transfer::{Router, Transfers};
@@ -67,13 +67,13 @@ impl Backend {
     /// If a thread cannot be started.
     pub fn start(
         me: &Username,
-        (connection, way): (Connection, Way),
+        (connection, reconnector): (Connection, Reconnector),
         options: &Options,
         wake: Wake,
     ) -> io::Result<Backend> {
         let options = options.pinned(connection.server);
         let router = Arc::new(Router::default());
-        let link = Link::start(connection, way, router.clone(), link::PATIENCE, wake)?;
+        let link = Link::start(connection, reconnector, router.clone(), link::PATIENCE, wake)?;
         let (folder, inbox) = (options.data_dir.join("files"), link.inbox());
         let stepped = inbox.clone();
         let transfers = Transfers::new(folder, router, link.queue(), move |number, step| {

@@ -32,7 +32,7 @@ use crate::sync::spawn;
 use error::StartError;
 use net::connect::{self, Connection};
 use net::login::{self, LoggedIn};
-use net::reconnect::Way;
+use net::reconnect::Reconnector;
 use options::Options;
 use screen::prompter::Prompter;
 use screen::start;
@@ -99,7 +99,7 @@ fn begin(
     (trust, ignored, mut notices): Memory,
     connection: &Connection,
     login: LoggedIn,
-) -> Result<(Session, Way, String), StartError> {
+) -> Result<(Session, Reconnector, String), StartError> {
     let mut history = History::new(options, &login.credentials.name, &login.credentials.identity);
     let earlier = history.load(&mut notices).map_err(|error| {
         // Otherwise other users see us online until the grace period ends.
@@ -115,7 +115,7 @@ fn begin(
     let session = Session::new(name, identity, key, (trust, ignored), Instant::now());
     let mut session = session.on(connection.server).certified(created, newest);
     session.keep(history, earlier, notices, clock::now_ms());
-    Ok((session, Way::new(&options.pinned(connection.server), credentials, token), greeting))
+    Ok((session, Reconnector::new(&options.pinned(connection.server), credentials, token), greeting))
 }
 
 fn run_plain(options: &Options) -> Result<u8, StartError> {
@@ -131,8 +131,9 @@ fn run_plain(options: &Options) -> Result<u8, StartError> {
         false => login::log_in(options, name, &password, connect)?,
     };
     drop(password);
-    let (session, way, greeting) = begin(options, memory, &connection, login)?;
-    let exit = plain::run((connection, way), session, options, &greeting).map_err(StartError::Disk)?;
+    let (session, reconnector, greeting) = begin(options, memory, &connection, login)?;
+    let exit =
+        plain::run((connection, reconnector), session, options, &greeting).map_err(StartError::Disk)?;
     Ok(exit.status)
 }
 
@@ -153,8 +154,8 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
         Err(error) => return Err(StartError::Disk(error)),
     };
-    let (session, way, greeting) = begin(options, memory, &connection, login)?;
-    let exit = screen::run((connection, way), session, &mut inputs, options, greeting);
+    let (session, reconnector, greeting) = begin(options, memory, &connection, login)?;
+    let exit = screen::run((connection, reconnector), session, &mut inputs, options, greeting);
     let exit = exit.map_err(StartError::Disk)?;
     if exit.status != 0 && !exit.warnings.is_empty() {
         let columns = usize::from(terminal::size().columns);

@@ -7,7 +7,7 @@ use super::entry::{Entry, SendState, Source};
 use super::error::StartError;
 use super::lines::{Lines, Typed};
 use super::net::connect::Connection;
-use super::net::reconnect::Way;
+use super::net::reconnect::Reconnector;
 use super::options::Options;
 use super::password_file;
 use super::path::typed_path;
@@ -33,7 +33,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// # Errors
 /// If the output cannot be written, or no thread can be started.
 pub fn run(
-    way: (Connection, Way),
+    link: (Connection, Reconnector),
     mut session: Session,
     options: &Options,
     greeting: &str,
@@ -53,7 +53,7 @@ pub fn run(
         let _ = signalled.try_send(());
     })?;
     let poke = Box::new(move || _ = happened.try_send(()));
-    let backend = Backend::start(session.me(), way, options, poke)?;
+    let backend = Backend::start(session.me(), link, options, poke)?;
     spawn("input", move || read_lines(lines, &wake))?;
     printer.print(format!("* {greeting}"));
     let mut front = Plain { printer, times: options.times, password_file: options.password_file.clone() };

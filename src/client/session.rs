@@ -139,7 +139,7 @@ impl Session {
         match event {
             Event::Line(line) => self.line(&line),
             Event::Switch(partner) => self.talk.go_to(cx, partner),
-            Event::Again(number) => {
+            Event::Resend(number) => {
                 self.outbox.send_again(cx, &mut self.contacts, &self.online, number);
             }
             Event::Server(message) => self.server(message),

@@ -9,7 +9,7 @@
 use super::connect::Connection;
 use super::inbox::{Inbox, Wake};
 use super::queue::Queue;
-use super::reconnect::{Again, User, Way};
+use super::reconnect::{Reconnected, Reconnector, User};
 use crate::auth::PasswordKey;
 use crate::client::error::reason;
 use crate::client::session::{Event, last_word};
@@ -72,7 +72,7 @@ impl Link {
     /// If a thread cannot be started.
     pub fn start(
         connection: Connection,
-        way: Way,
+        reconnector: Reconnector,
         router: Arc<Router>,
         patience: Patience,
         wake: Wake,
@@ -91,7 +91,7 @@ impl Link {
         shared.queue.restart();
         shared.queue.begin();
         let writer = shared.spawn_writer()?;
-        let reader = Reader { shared: shared.clone(), way, router };
+        let reader = Reader { shared: shared.clone(), reconnector, router };
         let thread = thread::Builder::new().name("receive".into());
         thread.spawn(move || reader.run(connection, writer))?;
         Ok(Link { shared })
@@ -204,7 +204,7 @@ impl Shared {
 
 struct Reader {
     shared: Arc<Shared>,
-    way: Way,
+    reconnector: Reconnector,
     router: Arc<Router>,
 }
 
@@ -253,16 +253,16 @@ impl Reader {
         if !self.tell(Event::Lost(why)) {
             return Err(None);
         }
-        let restored = self.way.restore((lost, lasted), &shared.user, &shared.queue, &shared.inbox);
+        let restored = self.reconnector.restore((lost, lasted), &shared.user, &shared.queue, &shared.inbox);
         let (connection, again) = restored?;
         match &again {
-            Again::Resumed(received) => {
+            Reconnected::Resumed(received) => {
                 shared.inbox.resumed();
                 if !shared.queue.resume(*received) {
                     return Err(Some("it sent an invalid acknowledgement".into()));
                 }
             }
-            Again::LoggedIn(_) => {
+            Reconnected::LoggedIn(_) => {
                 shared.inbox.restart();
                 shared.queue.restart();
             }
@@ -276,8 +276,8 @@ impl Reader {
             Some(error.to_string())
         })?;
         let event = match again {
-            Again::Resumed(_) => Event::Resumed(lost.elapsed()),
-            Again::LoggedIn(key) => Event::LoggedIn(key, lost.elapsed()),
+            Reconnected::Resumed(_) => Event::Resumed(lost.elapsed()),
+            Reconnected::LoggedIn(key) => Event::LoggedIn(key, lost.elapsed()),
         };
         self.tell(event).then_some((connection, writer)).ok_or(None)
     }
@@ -381,7 +381,7 @@ impl Reader {
                     if let ServerMessage::Session(session) = &message
                         && self.shared.renewals.fetch_update(Relaxed, Relaxed, is_due).is_ok()
                     {
-                        self.way.set_token(session.token.duplicate());
+                        self.reconnector.set_token(session.token.duplicate());
                     }
                     Some(Event::Server(message))
                 }
@@ -457,10 +457,10 @@ mod tests {
         let (name, identity) = ("alice".parse().expect("name"), Arc::new(IdentityKey::generate()));
         let password_key = PasswordKey::new(&Password::new("a password".into()));
         let credentials = Credentials { name, identity, password_key };
-        let way = Way::new(&options, credentials, Key::random());
+        let reconnector = Reconnector::new(&options, credentials, Key::random());
         let (wake, woken) = channel();
         let wake = Box::new(move || _ = wake.send(()));
-        let link = Link::start(connection, way, Arc::default(), patience, wake).expect("threads");
+        let link = Link::start(connection, reconnector, Arc::default(), patience, wake).expect("threads");
         (link, listener, end, woken)
     }
 

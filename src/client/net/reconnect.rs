@@ -38,7 +38,7 @@ const USEFUL: Duration = Duration::from_secs(1);
 const USEFUL_LOGIN: Duration = Duration::from_secs(15);
 
 /// How the connection was restored.
-pub enum Again {
+pub enum Reconnected {
     /// The session continues: the server has received this number of its frames.
     Resumed(u64),
     /// A new session has begun, with this key.
@@ -54,7 +54,7 @@ pub struct User {
 }
 
 /// Everything that a reconnection needs.
-pub struct Way {
+pub struct Reconnector {
     options: Options,
     credentials: Credentials,
     token: Key,
@@ -64,10 +64,10 @@ pub struct Way {
     useful: Duration,
 }
 
-impl Way {
+impl Reconnector {
     /// After a login; `options` pin the key of its server.
-    pub fn new(options: &Options, credentials: Credentials, token: Key) -> Way {
-        Way { options: options.clone(), credentials, token, attempts: 0, useful: Duration::ZERO }
+    pub fn new(options: &Options, credentials: Credentials, token: Key) -> Reconnector {
+        Reconnector { options: options.clone(), credentials, token, attempts: 0, useful: Duration::ZERO }
     }
 
     /// Replaces the token of the session.
@@ -86,7 +86,7 @@ impl Way {
         user: &User,
         queue: &Queue,
         inbox: &Inbox,
-    ) -> Result<(Connection, Again), Option<String>> {
+    ) -> Result<(Connection, Reconnected), Option<String>> {
         if lasted >= self.useful {
             self.attempts = 0;
         }
@@ -134,26 +134,28 @@ impl Way {
 
     /// One attempt. `received` is the number of frames received in the session. Errors contain the time that the server
     /// asks to wait.
-    fn again(&mut self, received: u64) -> Result<(Connection, Again), (StartError, Duration)> {
-        let resumed = self.on_connection(|way, connection| way.resume(connection, received))?;
+    fn again(&mut self, received: u64) -> Result<(Connection, Reconnected), (StartError, Duration)> {
+        let resumed =
+            self.on_connection(|reconnector, connection| reconnector.resume(connection, received))?;
         if let (connection, Some(theirs)) = resumed {
             self.useful = USEFUL;
-            return Ok((connection, Again::Resumed(theirs)));
+            return Ok((connection, Reconnected::Resumed(theirs)));
         }
         // The session has ended. If the answer to the following login is lost, the client must not ask for it again.
         self.token = Key::random();
         // Before connecting, because it takes up to a second.
         let key = SessionKey::generate();
-        let log_in = |way: &Way, connection: &mut _| way.credentials.log_in(connection, key, &way.options);
+        let log_in =
+            |one: &Reconnector, connection: &mut _| one.credentials.log_in(connection, key, &one.options);
         let (connection, (key, token)) = self.on_connection(log_in)?;
         (self.token, self.useful) = (token, USEFUL_LOGIN);
-        Ok((connection, Again::LoggedIn(Box::new(key))))
+        Ok((connection, Reconnected::LoggedIn(Box::new(key))))
     }
 
     /// Sends a request on a new connection.
     fn on_connection<T>(
         &self,
-        ask: impl FnOnce(&Way, &mut Connection) -> Result<T, StartError>,
+        ask: impl FnOnce(&Reconnector, &mut Connection) -> Result<T, StartError>,
     ) -> Result<(Connection, T), (StartError, Duration)> {
         let connected = reconnect(&self.options, Instant::now() + ATTEMPT);
         let mut connection = connected.map_err(|error| (error, Duration::ZERO))?;

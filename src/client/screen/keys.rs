@@ -76,7 +76,7 @@ impl Screen {
                 let takes = self.is_prompt();
                 let is_at_hand = |number| takes && self.session.is_at_hand(number);
                 match self.views.conversations.take_failed(is_at_hand) {
-                    Some(number) => return self.drive(Event::Again(number)),
+                    Some(number) => return self.drive(Event::Resend(number)),
                     None => self.views.bell(),
                 }
             }

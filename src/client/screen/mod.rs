@@ -16,7 +16,7 @@ use super::entry::{Entry, Place, Source};
 use super::error::{ChangeError, StartError};
 use super::lines::Lines;
 use super::net::connect::Connection;
-use super::net::reconnect::Way;
+use super::net::reconnect::Reconnector;
 use super::options::Options;
 use super::session::{Display, Event, Exit, Session};
 use super::terminal::editor::Editor;
@@ -73,7 +73,7 @@ struct Views {
 /// # Errors
 /// If the terminal or a thread is not available.
 pub fn run(
-    way: (Connection, Way),
+    link: (Connection, Reconnector),
     session: Session,
     inputs: &mut Inputs,
     options: &Options,
@@ -82,7 +82,7 @@ pub fn run(
     // Before the terminal is asked for the widths of its characters: it may answer at once.
     inputs.taken_by(Taker::Screen);
     let screen = FullScreen::start(options.mouse, inputs.closer())?;
-    let backend = Backend::start(session.me(), way, options, Box::new(inputs.waker()))?;
+    let backend = Backend::start(session.me(), link, options, Box::new(inputs.waker()))?;
     let conversations = Conversations::default();
     let mut screen = Screen {
         session,

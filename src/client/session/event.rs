@@ -27,7 +27,7 @@ pub enum Event {
     /// The user goes to the conversation with this user, or with everyone.
     Switch(Option<Username>),
     /// The user sends the failed message with this number again.
-    Again(u64),
+    Resend(u64),
     /// A message from the server.
     Server(ServerMessage),
     /// A line from the server that is not a message.

@@ -571,13 +571,13 @@ fn message_is_pending_then_taken_or_failed_and_resent_once() {
     let last = net.shown[0].iter().next_back().expect("it failed");
     assert_eq!(last.line(), "! bob is offline: your message was not delivered (\"two\")");
     assert_eq!(states(&mut net), [(2, SendState::UnderWay), (2, why)]);
-    net.event(0, Event::Again(2));
+    net.event(0, Event::Resend(2));
     net.settle();
     assert_eq!(states(&mut net), [(3, SendState::UnderWay), (3, SendState::Taken)]);
     // The number of the withheld message is missing, which is reported.
     let gap = "! 1 message from alice is missing";
     assert_eq!(net.lines(1), ["<alice -> bob> one", gap, "<alice -> bob> two"]);
-    net.event(0, Event::Again(2));
+    net.event(0, Event::Resend(2));
     assert!(net.lines(0)[0].contains("no longer available"), "{:?}", net.lines(0));
 }
 
@@ -609,7 +609,7 @@ fn lost_message_is_marked_as_failed_and_can_be_sent_again() {
     let why = |text: &str| format!("\"{text}\" may not have arrived: bob's session ended first");
     assert_eq!(net.shown[0][0].line(), format!("! {}", why("two")));
     assert_eq!(net.failed(0), [(3, why("two"))]);
-    net.event(0, Event::Again(3));
+    net.event(0, Event::Resend(3));
     net.settle();
     assert_eq!(net.lines(1).last().expect("it came again"), "<alice -> bob> two");
     // `lost` may overtake the answer.
@@ -684,7 +684,7 @@ fn unsendable_message_is_kept_for_another_try() {
     let at_hand: Vec<u64> = (0..200).filter(|number| net.sessions[0].is_at_hand(*number)).collect();
     assert_eq!(at_hand.len(), 64, "a bounded number of them");
     net.bob_joins();
-    net.event(0, Event::Again(at_hand[63]));
+    net.event(0, Event::Resend(at_hand[63]));
     net.settle();
     assert_eq!(net.lines(1), ["<alice> 63"]);
 }
@@ -1166,7 +1166,7 @@ fn failed_messages_remain_available_until_resent() {
         net.type_in(0, text);
     }
     assert!(net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(2) && !net.sessions[0].is_at_hand(3));
-    net.event(0, Event::Again(1));
+    net.event(0, Event::Resend(1));
     assert!(!net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(3), "it has failed once more");
 }
 
