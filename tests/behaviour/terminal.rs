@@ -199,9 +199,7 @@ fn menu_creates_and_uses_an_account_with_a_hidden_password() {
     unseen(&terminal.expect_last(">"));
     terminal.enter("2");
     terminal.expect_last("name:");
-    terminal.enter("carol");
-    terminal.expect_last("password:");
-    terminal.ask("hunter22", "there is no key for carol on this machine");
+    terminal.ask("carol", "there is no key for carol on this machine");
     terminal.expect_last(">");
     terminal.enter("2");
     terminal.expect_last("name:");
@@ -1210,8 +1208,8 @@ fn password_stays_unseen_after_a_stop() {
     let (server, terminal) = (Server::start(), Terminal::new());
     for signal in ["-TSTP", "-STOP"] {
         let before = terminal.prepare();
-        terminal.enter(&terminal.client(server.port, "--user alice"));
-        terminal.expect_last("password:");
+        terminal.enter(&terminal.client(server.port, "--user alice --register"));
+        terminal.expect_last("new password (hidden, at least 6 characters):");
         let child = terminal.child();
         // State, process group, and foreground process group.
         let stat = || {
@@ -1229,9 +1227,10 @@ fn password_stays_unseen_after_a_stop() {
         terminal.keys(&["C-j"]);
         until("it is in front", || stat().0 != "T" && stat().1 == stat().2);
         until("it is raw", || !terminal.echoes());
-        terminal.enter("hidden");
-        let screen = terminal.expect("there is no key for alice");
-        assert!(!screen.contains("hidden"), "{screen}");
+        terminal.enter("unspoken");
+        let screen = terminal.expect_last("repeat password:");
+        assert!(!screen.contains("unspoken"), "{screen}");
+        terminal.keys(&["C-c"]);
         terminal.expect_last(">");
         terminal.keys(&["C-c"]);
         terminal.wait_for_shell();

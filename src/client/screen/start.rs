@@ -69,14 +69,19 @@ fn with_name(
     name: Username,
     register: bool,
 ) -> io::Result<Option<(Connection, LoggedIn)>> {
-    let questions = match register {
-        false => LOG_IN,
-        true if options.key_path(&name).exists() => {
+    let path = options.key_path(&name);
+    let questions = match (register, path.exists()) {
+        (false, true) => LOG_IN,
+        (false, false) => {
+            prompter.println(&StartError::NoKey(name, path).to_string())?;
+            return Ok(None);
+        }
+        (true, true) => {
             prompter
                 .println(&format!("this machine has a key for {name}: it will be used for the account"))?;
             REGISTER_KEY
         }
-        true => REGISTER,
+        (true, false) => REGISTER,
     };
     loop {
         let password = match file.as_deref().map(password_file::read) {
