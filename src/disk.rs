@@ -118,8 +118,8 @@ fn check_root(root: &Path, folders: &[&str]) -> io::Result<()> {
     ))
 }
 
-/// Removes the temporary files in `folder` of files that `is_ours` names. Only a crash during [`replace`] leaves one,
-/// and its file was never confirmed.
+/// Removes the temporary files in `folder` of files that `is_ours` names. Only a crash during [`replace`] or
+/// [`place_new`] leaves one: its file was never confirmed, or has its own name already.
 ///
 /// # Errors
 /// With the path in the text.

@@ -161,10 +161,13 @@ pub fn plan(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
 /// # Errors
 /// As [`plan`], with the files unchanged; also if the disk fails, or another program creates the files meanwhile.
 pub fn prepare(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
+    let (key_path, certificate_path) = paths(folder);
+    let is_ours = |name: &str| [&key_path, &certificate_path].iter().any(|path| path.ends_with(name));
+    disk::remove_temporary(folder, is_ours)?;
     if renew(folder, now_ms)? {
         return Ok(Prepared::Renewed);
     }
-    let ((key_path, certificate_path), plan) = (paths(folder), plan(folder, now_ms)?);
+    let plan = plan(folder, now_ms)?;
     if plan == Prepared::Made {
         if !disk::is_there(&key_path)? {
             let key = KeyPair::generate().map_err(io::Error::other)?;
