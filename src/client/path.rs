@@ -186,7 +186,7 @@ fn written(path: &[u8]) -> String {
     text
 }
 
-/// What [`completions`] returns within half a second, otherwise nothing.
+/// What `completions` returns within half a second, otherwise nothing.
 pub fn quick_completions(typed: &str) -> Vec<String> {
     let typed = typed.to_string();
     within(PATIENCE, move || completions(&typed)).unwrap_or_default()

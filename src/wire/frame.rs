@@ -1,7 +1,7 @@
 //! Splits a byte stream into lines and packets (PROTOCOL#lines, PROTOCOL#packets).
 //!
 //! Invariant: the buffer holds at most the limit and one read, however the bytes arrive, and its capacity is at most
-//! twice that of its bytes plus [`SPARE`]. The limit applies before any parsing.
+//! twice that of its bytes plus `SPARE`. The limit applies before any parsing.
 
 use std::io::BufRead;
 use zeroize::Zeroize;

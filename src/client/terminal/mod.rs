@@ -155,7 +155,7 @@ pub fn write(text: &str) -> io::Result<()> {
 /// Rewrites the cursor's line, and puts the cursor behind `before`, the beginning of that line.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn rewrite(line: &str, before: &str) -> io::Result<()> {
     write(&format!("\r{line}{}\r{before}", clear::UntilNewline))
 }
