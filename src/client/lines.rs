@@ -4,14 +4,14 @@
 //! the input, so a long script does not fill the memory.
 
 use super::command::{Command, is_exit, parse};
-use super::session::{Event, Session};
+use super::session::{Event, NotText, Session};
 use super::text::{all_quoted, quoted};
 use crate::crypto::envelope::MAX_TEXT;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 /// A line, or the reason why it is not text.
-pub type Typed = Result<String, String>;
+pub type Typed = Result<String, NotText>;
 
 /// Lines that plain mode reads ahead.
 const AHEAD: usize = 256;

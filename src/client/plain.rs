@@ -12,7 +12,7 @@ use super::options::Options;
 use super::password_file;
 use super::path::typed_path;
 use super::printer::Printer;
-use super::session::{Display, Event, Exit, FAREWELL, Session};
+use super::session::{Display, Event, Exit, FAREWELL, NotText, Session};
 use super::terminal::signals::{obey, on_signals};
 use crate::clock;
 use crate::crypto::envelope::MAX_TEXT;
@@ -186,7 +186,8 @@ fn decode(line: &[u8], number: u64) -> Typed {
         Ok(_) => "has a zero byte",
         Err(_) => "is not UTF-8",
     };
-    Err(format!("line {number} {problem}: it was not sent; convert the input to UTF-8 text"))
+    let problem = format!("line {number} {problem}: it was not sent; convert the input to UTF-8 text");
+    Err(NotText { problem, approximation: String::from_utf8_lossy(line).into() })
 }
 
 #[cfg(test)]
@@ -201,9 +202,9 @@ mod tests {
             (b"\xef\xbb\xbf\xef\xbb\xbf/msg bob x\n", "\u{feff}/msg bob x"),
             (b"a \xef\xbf\xbd b", "a \u{fffd} b"),
         ] {
-            assert_eq!(decode(bytes, 1).as_deref(), Ok(text));
+            assert_eq!(decode(bytes, 1).ok().as_deref(), Some(text));
         }
-        assert_eq!(decode(b"\xef\xbb\xbfx", 2).as_deref(), Ok("\u{feff}x"), "no mark of the stream");
+        assert_eq!(decode(b"\xef\xbb\xbfx", 2).ok().as_deref(), Some("\u{feff}x"), "no mark of the stream");
         for bytes in [
             &b"a\0b\n"[..],
             b"\0",
@@ -213,7 +214,7 @@ mod tests {
             b"\xed\xa0\x80",
             b"\xc0\xaf",
         ] {
-            let problem = decode(bytes, 7).expect_err("refused");
+            let NotText { problem, .. } = decode(bytes, 7).err().expect("refused");
             assert!(problem.starts_with("line 7 ") && problem.contains("it was not sent"), "{problem}");
         }
     }

@@ -53,7 +53,7 @@ use talk::Talk;
 use zeroize::Zeroizing;
 
 pub use connection::last_word;
-pub use event::{Action, Display, Effect, Event, Exit, NewKey};
+pub use event::{Action, Display, Effect, Event, Exit, NewKey, NotText};
 pub use leaving::FAREWELL;
 pub use talk::Destination;
 
@@ -159,7 +159,7 @@ impl Session {
                 cx.problem(format!("connection lost: {why}"));
                 self.give_up();
             }
-            Event::NotText(problem) => cx.problem(problem),
+            Event::NotText(line) => self.not_text(line),
             Event::EndOfInput => self.leaving.end_of_input(cx),
             Event::LeaveNow => self.leave_now(),
             Event::NewKey(key) => {

@@ -2,7 +2,7 @@
 
 use super::Session;
 use super::account::PasswordChange;
-use super::event::{Action, Display};
+use super::event::{Action, Display, NotText};
 use super::talk::Destination;
 use crate::client::audience::Audience;
 use crate::client::command::{self, Command, View};
@@ -24,12 +24,7 @@ impl Session {
         let cx = &mut self.cx;
         let command = match command::parse(line) {
             Ok(command) => command,
-            Err(problem) => {
-                if command::may_lead(line) {
-                    self.talk.go_nowhere();
-                }
-                return cx.problem(sanitise(&problem));
-            }
+            Err(problem) => return self.refuse(line, &problem),
         };
         match command {
             Command::Nothing => {}
@@ -98,6 +93,17 @@ impl Session {
                 cx.act(Action::ChangePassword(file));
             }
         }
+    }
+
+    pub(super) fn not_text(&mut self, NotText { problem, approximation }: NotText) {
+        self.refuse(&approximation, &problem);
+    }
+
+    fn refuse(&mut self, line: &str, problem: &str) {
+        if command::may_lead(line) {
+            self.talk.go_nowhere();
+        }
+        self.cx.problem(sanitise(problem));
     }
 
     /// The name in its owner's spelling; `None`, with a report, if it is the user's own.

@@ -20,6 +20,14 @@ pub struct NewKey {
     pub newest: u64,
 }
 
+/// A line of the input that is not text.
+pub struct NotText {
+    /// What is wrong with it, for the user.
+    pub problem: String,
+    /// What it seems to say.
+    pub approximation: String,
+}
+
 /// Something that happens to a session.
 pub enum Event {
     /// A line was typed.
@@ -44,8 +52,8 @@ pub enum Event {
     LoggedIn(Box<NewKey>, Duration),
     /// The connection has ended for good.
     Closed(String),
-    /// A line of the input is not text, for this reason.
-    NotText(String),
+    /// A line of the input is not text.
+    NotText(NotText),
     /// No more lines will be typed.
     EndOfInput,
     /// The user leaves without waiting for anything.

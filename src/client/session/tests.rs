@@ -405,6 +405,14 @@ fn line_behind_a_refused_change_of_conversation_goes_nowhere() {
             net.shown[0].clear();
         }
     }
+    // A line that is not text may have been such a command, too.
+    for (line, is_sent) in [("/room b\u{fffd}la", false), ("caf\u{fffd}", true)] {
+        let mut net = Net::new();
+        net.event(0, Event::NotText(NotText { problem: "not UTF-8".into(), approximation: line.into() }));
+        net.type_in(0, "a secret");
+        net.settle();
+        assert_eq!(net.lines(1).iter().any(|line| line.contains("a secret")), is_sent, "{line}");
+    }
     // Another command says nothing of where the next line goes.
     let mut net = Net::new();
     net.type_in(0, "/hlep");
