@@ -33,7 +33,11 @@ pub fn under_home(folder: &str) -> io::Result<PathBuf> {
 /// The text of an error without the system's error number, which does not help people.
 pub fn reason(error: &io::Error) -> String {
     let text = error.to_string();
-    text.split(" (os error ").next().unwrap_or_default().to_string()
+    let number = text.split_once(" (os error ");
+    match number.and_then(|(before, after)| Some((before, after.split_once(')')?.1))) {
+        Some((before, after)) => format!("{before}{after}"),
+        None => text,
+    }
 }
 
 /// Puts the path in front of an error's text.
@@ -413,6 +417,15 @@ mod tests {
     use super::*;
     use crate::crypto::secret::random;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn reason_is_the_text_without_the_number() {
+        let error = io::Error::from_raw_os_error(2);
+        let plain = reason(&error);
+        assert!(!plain.contains("os error") && error.to_string().starts_with(&plain));
+        let error = io::Error::other(format!("here: {error} (try again)"));
+        assert_eq!(reason(&error), format!("here: {plain} (try again)"));
+    }
 
     #[test]
     fn errors_name_the_path_and_no_number() {
