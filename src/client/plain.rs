@@ -214,7 +214,7 @@ mod tests {
             b"\xed\xa0\x80",
             b"\xc0\xaf",
         ] {
-            let NotText { problem, .. } = decode(bytes, 7).err().expect("refused");
+            let NotText { problem, .. } = decode(bytes, 7).expect_err("refused");
             assert!(problem.starts_with("line 7 ") && problem.contains("it was not sent"), "{problem}");
         }
     }
