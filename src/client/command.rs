@@ -232,7 +232,7 @@ pub fn is_exit(line: &str) -> bool {
     matches!(parse(line), Ok(Command::Exit))
 }
 
-/// Whether a refused line may have been meant to lead to another conversation: what follows it is meant for that one.
+/// Whether a refused line may be a mistyped `/room` or `/view`: the lines after it are meant for that conversation.
 pub fn may_lead(line: &str) -> bool {
     let word = line.split(char::is_whitespace).find(|word| word.contains(char::is_alphanumeric));
     let word = name(word.unwrap_or_default().trim_start_matches(|c: char| !c.is_alphanumeric()));

@@ -105,8 +105,7 @@ impl Session {
     }
 
     /// Notes that the session key of a login was certified at `created`, and that the server has accepted certificates
-    /// up to
-    /// `newest` before; both in milliseconds since 1970.
+    /// up to `newest` before; both in milliseconds since 1970.
     pub fn certified(mut self, created: u64, newest: u64) -> Session {
         self.certify(created, newest);
         self

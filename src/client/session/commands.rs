@@ -13,7 +13,7 @@ use crate::name::Username;
 /// The most messages that a search shows, the latest: more would not fit the screen.
 const MAX_FOUND: usize = 100;
 
-/// Told when a line goes to nobody.
+/// The answer to a line that goes nowhere.
 const NOWHERE: &str = "you are talking to nobody, because your last /room or /view was refused; /view returns to \
     everyone, /room NAME talks to one user";
 

@@ -1,6 +1,6 @@
 //! The end of a session: by the user, by the server, or because something takes too long.
 //!
-//! Invariant: the user sees what may be lost by it; after it no job runs, and no file is held.
+//! Invariant: the user sees what may be lost; after the end, no job runs and no file is held.
 
 use super::Session;
 use super::account::PasswordChange;
@@ -34,7 +34,7 @@ impl Session {
         }
     }
 
-    /// Ends because nothing can come any more, and tells what may be lost by that.
+    /// Ends because nothing more can arrive, and reports what may be lost.
     pub(super) fn give_up(&mut self) {
         self.tell_unsettled();
         self.cx.quit(1, false);
@@ -46,7 +46,7 @@ impl Session {
         self.cx.quit(u8::from(is_unsettled), false);
     }
 
-    /// Tells what may be lost by an end now; false if nothing is.
+    /// Reports what an immediate end may lose; false if nothing.
     fn tell_unsettled(&mut self) -> bool {
         let is_changing = self.cx.account.password == PasswordChange::Running;
         let unclear_password = is_changing.then(|| ChangeError::Unfinished.to_string());
@@ -64,7 +64,7 @@ impl Session {
         self.contacts.close(&self.cx);
     }
 
-    /// Conversations can still be read after the end, and nothing else happens.
+    /// Handles an event after the end: the user can still read every conversation.
     pub(super) fn handle_after_the_end(&mut self, event: Event) -> Vec<Effect> {
         if let Event::Switch(partner) = event {
             self.talk.go_to(&mut self.cx, partner);

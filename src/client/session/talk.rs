@@ -21,7 +21,7 @@ pub enum Destination {
     Everyone,
     /// To this user alone.
     With(Username),
-    /// The user wanted to go somewhere else, and was refused.
+    /// To nobody: a change of the conversation was refused.
     Nowhere,
 }
 
@@ -46,7 +46,7 @@ impl Talk {
         if let Destination::With(partner) = &self.destination { Some(partner) } else { None }
     }
 
-    /// Who receives what is typed; `None` is nobody.
+    /// The recipients of typed lines; `None` if they go nowhere.
     pub fn audience(&self) -> Option<Audience> {
         match self.destination.clone() {
             Destination::Everyone => Some(Audience::Everyone),
@@ -62,7 +62,7 @@ impl Talk {
         cx.display(Display::Enter(partner));
     }
 
-    /// The user wants to go somewhere else: until that succeeds, typed lines go nowhere.
+    /// Begins a change of the conversation: typed lines go nowhere until it succeeds.
     pub fn go_nowhere(&mut self) {
         self.destination = Destination::Nowhere;
     }
