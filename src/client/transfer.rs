@@ -1,8 +1,8 @@
-//! Files on their way: jobs on threads of their own, and the table of what the jobs of one transfer share.
+//! File transfers: jobs on their own threads, and a table of the state that the jobs of a transfer share.
 //!
-//! Invariant: a job ends with one [`Step`], and no thread waits between two jobs: the open file stands in the table from
-//! the first job to the last, so that the same file is hashed, sent and copied. What a transfer holds in memory is bounded
-//! by the packets that its recipient has granted (10.5 MiB for all transfers); disk, cryptography and network overlap, and
+//! Invariant: a job ends with one [`Step`], and no thread waits between two jobs. The open file is in the table from
+//! the first job to the last, so that the same file is hashed, sent and copied. The memory of a transfer is limited by
+//! the packets that its recipient has granted (10.5 MiB for all transfers). Disk, cryptography and network overlap, and
 //! the owner of the state waits for none of them. Specification: PROTOCOL#file-transfer.
 
 mod grants;
@@ -27,36 +27,36 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Without a packet of any transfer for this long, all of them fail: a session waits as long to be resumed.
+/// A waiting job fails if no packet of any transfer moves for this time: a session can be resumed for as long.
 const STALLED: Duration = Duration::from_secs(60);
-/// After the server has refused to relay a transfer, the other side's reason arrives within this time.
+/// After the server has refused to relay a transfer, the peer's reason arrives within this time.
 const LAST_WORD: Duration = Duration::from_secs(5);
 /// The interval of progress reports: a bar moves smoothly.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
 
-/// What the session wants done for one of its transfers, named by its number.
+/// A job that the session requests for one of its transfers.
 pub enum Job {
     /// Open and hash a file that is to be offered.
     Hash {
-        /// Who is offered it.
+        /// The recipient of the offer.
         peer: Username,
         /// Names the transfer.
         id: TransferId,
-        /// As it was typed.
+        /// The path, as typed.
         path: String,
     },
     /// The offer was accepted: send the file.
     Send {
         /// The session key that the chunks' keys are wrapped for.
         recipient: SessionPublicKey,
-        /// What both sides know, with the first chunk that is wanted.
+        /// The plan of the transfer, with the first missing chunk.
         plan: Plan,
     },
-    /// The other side has it all: keep a copy.
+    /// The recipient has the complete file: keep a copy.
     Copy,
-    /// An offer was accepted here: find what is there already.
+    /// The user has accepted an offer: find the part that exists already.
     Look {
-        /// The user that offered it.
+        /// The user who offered it.
         peer: Username,
         /// Names the transfer.
         id: TransferId,
@@ -65,29 +65,29 @@ pub enum Job {
         /// Of the whole file.
         sha256: [u8; 32],
     },
-    /// The other side is told: take the chunks that are missing.
+    /// The sender was notified: receive the missing chunks.
     Receive {
-        /// What they are wrapped for.
+        /// The session key that the chunks' keys are wrapped for.
         session: Arc<SessionKey>,
-        /// What both sides know, with the first chunk that is wanted.
+        /// The plan of the transfer, with the first missing chunk.
         plan: Plan,
         /// Of the whole file.
         sha256: [u8; 32],
-        /// As it was offered, made harmless already.
+        /// The offered name, made harmless.
         name: String,
     },
-    /// It is over. What has arrived of it stays for another time, or not.
+    /// End the transfer.
     Stop {
-        /// Whether what has arrived is removed.
+        /// Whether the received part is removed.
         discard: bool,
     },
-    /// Tell which parts of files are there.
+    /// List the partial files.
     List,
 }
 
-/// How far a transfer is. The last three end it.
+/// The report of a job. The last three end the transfer.
 pub enum Step {
-    /// So much of the file is hashed.
+    /// This much of the file is hashed.
     Hashing {
         /// Bytes so far.
         done: u64,
@@ -103,48 +103,47 @@ pub enum Step {
         /// Of the whole file.
         sha256: [u8; 32],
     },
-    /// The disk seems to have too little room.
+    /// The disk may have too little room.
     Tight {
-        /// Bytes that are free.
+        /// Free bytes.
         free: u64,
-        /// Bytes of the file that are missing.
+        /// Missing bytes of the file.
         missing: u64,
     },
-    /// Chunks before this one are there already.
+    /// The part that exists already ends before this chunk.
     Found {
-        /// The first chunk that is wanted.
+        /// The first missing chunk.
         start: u32,
     },
-    /// Bytes of the file that are sent, or written.
+    /// Bytes of the file that were sent, or written.
     Progress(u64),
-    /// Everything was sent.
+    /// All chunks were sent.
     Sent,
-    /// What is there of files that have not arrived whole.
+    /// The partial files.
     Parts(Vec<LeftPart>),
-    /// Everything has arrived, and stands here.
+    /// The file is complete, at this path.
     Received(PathBuf),
-    /// The copy of what was sent, or why there is none.
+    /// The copy of the sent file, or the reason why there is none.
     Copied(Result<PathBuf, String>),
-    /// It has ended otherwise: why, for the people on this side and on the other, and whether what has
-    /// arrived is of use.
+    /// The transfer has failed.
     Failed {
-        /// For the person at the keyboard.
+        /// The reason, for this user.
         here: String,
-        /// For the other side.
+        /// The reason, for the peer.
         there: String,
-        /// Whether what has arrived stays for another time.
+        /// Whether the received part is kept, so that the transfer can resume.
         goes_on: bool,
     },
 }
 
 /// Why a job ends early.
 enum Failure {
-    /// The session wants something else.
+    /// The session has requested another job.
     Stopped,
     Broken(String),
     /// The file at this path cannot be offered.
     NotOpened(String, String),
-    /// The file is another than the one that was offered.
+    /// The path is invalid, or the file is not the offered one.
     Wrong(String),
     Disk(io::Error),
 }
@@ -160,7 +159,7 @@ impl From<io::Error> for Failure {
 }
 
 impl Failure {
-    /// What the session is told, if anything. Paths stay on this side.
+    /// The report to the session, if any. Paths are not sent to the peer.
     fn step(self) -> Option<Step> {
         use ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let (here, there, goes_on) = match self {
@@ -188,23 +187,23 @@ struct Transfer {
 
 #[derive(Default)]
 struct State {
-    /// The number of the job whose turn it is. One that finds another number here has nothing more to do.
+    /// The number of the current job. A job that finds another number here stops.
     turn: u32,
-    /// Sending: what is offered.
+    /// Sending: the offered file.
     source: Option<Arc<Source>>,
     /// Sending: packets that may be sent.
     granted: u32,
-    /// Receiving: what is there of the file.
+    /// Receiving: the part of the file.
     part: Option<Part>,
-    /// Receiving: packets that have come.
+    /// Receiving: packets that have arrived.
     packets: VecDeque<Vec<u8>>,
-    /// What was granted for them, and may be.
+    /// Receiving: the grants.
     grants: Option<Grants>,
-    /// What has arrived is not wanted any more.
+    /// The received part is to be removed.
     discard: bool,
-    /// Why it cannot go on.
+    /// The reason why the transfer cannot continue.
     broken: Option<&'static str>,
-    /// Since when the server passes nothing on.
+    /// Since when the server has refused to relay.
     refused: Option<Instant>,
 }
 
@@ -223,11 +222,11 @@ impl Transfer {
     }
 }
 
-/// The table of all transfers, by number: where packets and grants go.
+/// The table of all transfers, by number; routes packets and grants.
 #[derive(Default)]
 pub struct Router {
     running: Mutex<BTreeMap<u32, Arc<Transfer>>>,
-    /// When a packet of any transfer last came or went.
+    /// When a packet of any transfer was last sent or received.
     moved: Mutex<Option<Instant>>,
 }
 
@@ -244,7 +243,7 @@ impl Router {
         *lock(&self.moved) = Some(Instant::now());
     }
 
-    /// A chunk has come. One that nobody waits for is dropped.
+    /// Routes a chunk. An unexpected one is dropped.
     pub fn packet(&self, packet: &Packet<'_>) {
         let Some(transfer) = self.find(&packet.peer, &packet.transfer) else { return };
         self.has_moved();
@@ -256,14 +255,14 @@ impl Router {
         });
     }
 
-    /// The other side takes more.
+    /// Routes a grant of the recipient.
     pub fn grant(&self, grant: &Grant) {
         if let Some(transfer) = self.find(&grant.peer, &grant.transfer.0) {
             transfer.change(|state| state.granted = state.granted.saturating_add(grant.count));
         }
     }
 
-    /// The server passes nothing on any more.
+    /// Notes that the server refuses to relay the transfer.
     pub fn refused(&self, refused: &Refused) {
         if let Some(transfer) = self.find(&refused.peer, &refused.transfer.0) {
             transfer.change(|state| {
@@ -274,7 +273,7 @@ impl Router {
     }
 }
 
-/// Starts the jobs.
+/// Starts the jobs of all transfers.
 pub struct Transfers(Arc<Shared>);
 
 struct Shared {
@@ -287,7 +286,7 @@ struct Shared {
 }
 
 impl Transfers {
-    /// `folder` holds `received` and `sent`; `deliver` takes the steps of the transfer of a number.
+    /// `folder` contains `received` and `sent`; `deliver` gets the steps of each transfer by its number.
     pub fn new(
         folder: PathBuf,
         router: Arc<Router>,
@@ -299,7 +298,7 @@ impl Transfers {
         Transfers(Arc::new(Shared { received, sent, router, queue, deliver, sharing }))
     }
 
-    /// Does what the session wants; what has failed at once, else `None`.
+    /// Starts a job; returns the failure if that fails at once, else `None`.
     pub fn take(&self, number: u32, job: Job) -> Option<Step> {
         match job {
             Job::Hash { peer, id, path } => {
@@ -353,7 +352,7 @@ impl Transfers {
     fn stop(&self, number: u32, discard: bool) {
         let Some(transfer) = self.0.router.remove(number) else { return };
         let part = transfer.change(|state| {
-            // Together: the job that ends by the one looks at the other.
+            // Set both under one lock: a job that sees the new number reads whether to discard.
             (state.turn, state.discard) = (state.turn + 1, discard);
             state.packets.clear();
             state.part.take()
@@ -377,7 +376,7 @@ impl Worker {
         (self.shared.deliver)(self.number, step);
     }
 
-    /// Tells the last step of a transfer.
+    /// Reports the last step of a transfer.
     fn finish(&self, step: Step) {
         self.shared.router.remove(self.number);
         self.tell(step);
@@ -387,7 +386,7 @@ impl Worker {
         lock(&self.transfer.state).turn == self.turn
     }
 
-    /// Waits for something, while packets move.
+    /// Waits for a condition, for at most [`STALLED`] after the last packet of any transfer.
     fn wait<T>(&self, mut take: impl FnMut(&mut State) -> Option<T>) -> Result<T, Failure> {
         let begun = Instant::now();
         let mut state = lock(&self.transfer.state);

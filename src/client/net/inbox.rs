@@ -1,7 +1,7 @@
-//! What waits for the owner of the state: events of the network and of the threads that work for it.
+//! Events that wait for the owner of the state: from the network, and from the threads that work for it.
 //!
-//! Invariant: bounded in bytes, and the network's reader is never held up by a screen or a pipe: what it has read waits
-//! here. A frame is acknowledged when the owner has taken it; at a resumption, what was read counts, for it is not read
+//! Invariant: limited in bytes; a slow screen or pipe does not block the network's reader before the limit. A frame is
+//! acknowledged when the owner has taken it; at a resumption, frames that were read count, because they are not sent
 //! again. Specification: PROTOCOL#ack-when, PROTOCOL#frames.
 
 use super::queue::Queue;
@@ -13,14 +13,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A private or room message that the owner has taken is acknowledged within this time, and acknowledgements for that
-/// reason are this far apart: until then, its sender would be told that it may not have arrived.
+/// A private or room message that the owner has taken is acknowledged within this time, because its sender is notified
+/// of a loss otherwise; acknowledgements for this reason are at least this far apart.
 const ACK_PERIOD: Duration = Duration::from_secs(1);
-/// Bytes that the network's reader may put here. A server sends far less without an `ack`.
+/// The most bytes that the network's reader may add. A server sends far less without an `ack`.
 const MAX_WAITING: usize = 4 * 1024 * 1024;
-/// Bytes that may wait when another thread puts something here: it waits before the reader has to.
+/// The most bytes that may wait when another thread adds an event, so that it waits before the reader does.
 const MAX_OTHERS: usize = 1024 * 1024;
-/// What an event takes beside its frame, in bytes, roughly.
+/// The approximate size of an event besides its frame, in bytes.
 const EVENT: usize = 256;
 
 /// Wakes the owner, and never waits for it.
@@ -42,20 +42,20 @@ struct Waiting {
     bytes: usize,
     /// Frames of this session that were read.
     read: u64,
-    /// Those of them that the owner has taken.
+    /// The number of frames that the owner has taken.
     taken: Received,
-    /// When the server last got to know of some by an acknowledgement.
+    /// The time of the last acknowledgement.
     said_at: Option<Instant>,
-    /// A private or room message is among the frames taken since.
+    /// Whether a private or room message is among the frames taken since then.
     direct: bool,
-    /// Nobody takes anything any more.
+    /// The owner takes no further events.
     closed: bool,
 }
 
 struct Item {
     event: Event,
     memory: usize,
-    /// It and the frames behind it that bring no event.
+    /// The number of frames: its own, and the following ones without an event.
     frames: u64,
     bytes: usize,
 }
@@ -70,13 +70,13 @@ impl Item {
 }
 
 impl Waiting {
-    /// The time until a direct message that was taken has to be acknowledged.
+    /// The time until a taken private or room message must be acknowledged.
     fn left(&self, now: Instant) -> Option<Duration> {
         let passed = self.said_at.map_or(ACK_PERIOD, |then| now.saturating_duration_since(then));
         (self.direct && self.taken.has_news()).then(|| ACK_PERIOD.saturating_sub(passed))
     }
 
-    /// The acknowledgement that is due; with `early`, any news is.
+    /// The due acknowledgement; with `early`, any new frame makes it due.
     fn ack(&mut self, early: bool, now: Instant) -> Option<u64> {
         let early = early || self.left(now).is_some_and(|left| left.is_zero());
         let received = self.taken.due(early)?;
@@ -86,13 +86,12 @@ impl Waiting {
 }
 
 impl Inbox {
-    /// Empty. `wake` is called when something is there.
+    /// An empty inbox. Calls `wake` when an event is added.
     pub fn new(queue: Arc<Queue>, wake: Wake) -> Inbox {
         Inbox { waiting: Mutex::default(), room: Condvar::new(), wake, queue }
     }
 
-    /// Puts one counted frame of the session here, with what it means to the owner, if anything. False if nobody
-    /// takes it any more.
+    /// Adds one counted frame of the session, with its event, if any. False if the owner has gone.
     pub fn frame(&self, event: Option<Event>, bytes: usize) -> bool {
         let memory = EVENT + bytes;
         self.add(MAX_WAITING, |waiting| {
@@ -113,12 +112,12 @@ impl Inbox {
         })
     }
 
-    /// Puts something here that the network's reader says itself.
+    /// Adds an event of the network's reader itself.
     pub fn tell(&self, event: Event) -> bool {
         self.put(event, MAX_WAITING)
     }
 
-    /// The same for other threads, which wait for room.
+    /// Adds an event of another thread, which waits for room.
     pub fn report(&self, event: Event) -> bool {
         self.put(event, MAX_OTHERS)
     }
@@ -165,31 +164,31 @@ impl Inbox {
         lock(&self.waiting).items.is_empty()
     }
 
-    /// Acknowledges what the owner has taken, if that is news.
+    /// Acknowledges the frames that the owner has taken since the last acknowledgement.
     pub fn acknowledge_now(&self) {
         self.acknowledge(&mut lock(&self.waiting), true);
     }
 
-    /// Acknowledges what is due; the time after which this has to be called again, if that is known.
+    /// Sends a due acknowledgement; returns the time of the next call, if that is known.
     pub fn acknowledge_due(&self) -> Option<Duration> {
         let mut waiting = lock(&self.waiting);
         self.acknowledge(&mut waiting, false);
         waiting.left(Instant::now())
     }
 
-    // Under the lock: after a resumption, an older number must not go out.
+    // Under the lock: after a resumption, an older number must not be sent.
     fn acknowledge(&self, waiting: &mut Waiting, early: bool) {
         if let Some(received) = waiting.ack(early, Instant::now()) {
             self.queue.control(|control| control.ack = Some(received));
         }
     }
 
-    /// Frames that were read, for a resumption.
+    /// The number of frames that were read, for a resumption.
     pub fn read(&self) -> u64 {
         lock(&self.waiting).read
     }
 
-    /// The session was resumed: the server knows of all frames that were read.
+    /// Notes that the session was resumed: the server knows of all frames that were read.
     pub fn resumed(&self) {
         let mut waiting = lock(&self.waiting);
         let read = waiting.read;
@@ -197,14 +196,14 @@ impl Inbox {
         waiting.direct = false;
     }
 
-    /// A new session begins. What waits of the former one counts no more.
+    /// Begins a new session. Waiting frames of the former one no longer count.
     pub fn restart(&self) {
         let mut waiting = lock(&self.waiting);
         (waiting.read, waiting.taken, waiting.direct) = (0, Received::default(), false);
         waiting.items.iter_mut().for_each(|item| (item.frames, item.bytes) = (0, 0));
     }
 
-    /// Nobody takes anything any more.
+    /// The owner takes no further events.
     pub fn close(&self) {
         lock(&self.waiting).closed = true;
         self.room.notify_all();
@@ -242,7 +241,7 @@ mod tests {
         for _ in 0..40 {
             assert!(inbox.frame(Some(Event::Tick), 10));
         }
-        // Of a file: it goes to another thread.
+        // A packet of a file, which goes to another thread.
         assert!(inbox.frame(None, 10));
         inbox.acknowledge_now();
         assert_eq!(woken.load(Ordering::Relaxed), 40);
@@ -298,7 +297,7 @@ mod tests {
         assert_eq!(take(1000, false), (Some(5), None));
         assert_eq!(take(5000, false), (None, None));
         assert_eq!(take(5000, true), (Some(7), None));
-        // A resumption has acknowledged it already.
+        // The resumption has acknowledged it already.
         waiting.taken.tell(9);
         waiting.taken.count(1, 10);
         waiting.direct = true;

@@ -1,7 +1,7 @@
-//! A file that arrives: granted chunk by chunk, opened by several threads, written in order by one.
+//! Receives a file: granted chunk by chunk, decrypted by several threads, written in order by one.
 //!
-//! Invariant: only what [`Plan::open_group`] has checked is written, each chunk in its place; the file gets its name only when all of it is on disk and its hash is
-//! right. Specification: PROTOCOL#asked-for, PROTOCOL#chunk-order.
+//! Invariant: only chunks that [`Plan::open_group`] has checked are written, each in its place; the file gets its name
+//! only when all of it is on disk and its hash is right. Specification: PROTOCOL#asked-for, PROTOCOL#chunk-order.
 
 use super::grants::Grants;
 use super::{Failure, Shared, Step, TOLD_EVERY, Worker};
@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 /// The number of a group's first chunk, and the file's bytes in each chunk.
 type Opened = (u32, Result<Vec<Vec<u8>>, Failure>);
 
-/// Whether more can be granted is looked at this often, if nothing comes.
+/// How often to check for possible grants while no chunk arrives.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Worker {
-    /// Finds what is there already of a file of `size` bytes.
+    /// Finds the existing part of a file of `size` bytes.
     pub fn look(&self, size: u64, sha256: &[u8; 32]) -> Result<(), Failure> {
         let folder = &self.shared.received;
         let mut part = Part::open(folder, &self.transfer.peer, sha256)?;
@@ -46,7 +46,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes the chunks that are missing, and gives the file its name when its hash is right. PROTOCOL#whole-file.
+    /// Receives the missing chunks, and gives the file its name if its hash is right. PROTOCOL#whole-file.
     pub fn receive(
         &self,
         session: &SessionKey,
@@ -60,7 +60,7 @@ impl Worker {
                 return Err(Failure::Wrong("it is not the file that was offered".into()));
             }
             part.sync()?;
-            // The last moment at which it can be cancelled.
+            // The last moment for a cancellation.
             self.wait(|_| Some(()))
         });
         if let Err(failure) = whole {
@@ -70,7 +70,7 @@ impl Worker {
         Ok(())
     }
 
-    /// A part stays for another time, unless it is wrong, or not wanted any more.
+    /// Keeps the part, so that the transfer can resume, unless it is wrong or was cancelled.
     fn give_up(&self, part: Part, failure: Failure) -> Failure {
         if matches!(failure, Failure::Wrong(_)) || lock(&self.transfer.state).discard {
             part.discard();
@@ -84,7 +84,7 @@ impl Worker {
         let grants = Grants::new(sharing.clone(), queue.clone(), self.transfer.peer.clone(), plan.id, left);
         lock(&self.transfer.state).grants = Some(grants);
         let taken = self.take_chunks(session, plan, part);
-        // Whatever was granted and has not come is not wanted any more.
+        // Revoke unused grants.
         lock(&self.transfer.state).grants = None;
         taken
     }
@@ -95,7 +95,7 @@ impl Worker {
         }
     }
 
-    /// Opens groups on several threads, most of it RSA, and writes them in order on this one.
+    /// Decrypts groups on several threads (mostly RSA), and writes them in order on this one.
     /// PROTOCOL#chunk-order, PROTOCOL#asked-for.
     fn take_chunks(&self, session: &SessionKey, plan: &Plan, part: &mut Part) -> Result<(), Failure> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
@@ -105,13 +105,13 @@ impl Worker {
             for _ in 0..threads {
                 let (opened, due) = (opened.clone(), &due);
                 let opener = move || self.open_groups(session, plan, due, &opened);
-                // With fewer of them it is slower; without any, nothing comes and that is told.
+                // Fewer threads are slower; without any, the failure is reported.
                 let _ = thread::Builder::new().name("file".into()).spawn_scoped(scope, opener);
             }
             drop(opened);
             let written = self.write_groups(plan, part, results);
             if written.is_err() {
-                // The other threads stop, too.
+                // The other threads stop too.
                 self.transfer.next_turn();
             }
             written
@@ -120,7 +120,7 @@ impl Worker {
 
     fn open_groups(&self, session: &SessionKey, plan: &Plan, due: &Mutex<u32>, opened: &SyncSender<Opened>) {
         loop {
-            // One thread waits for packets at a time: groups are taken in order.
+            // Only one thread at a time waits for packets, so that groups are taken in order.
             let mut due = lock(due);
             let (first, count) = (*due, plan.group(*due) as usize);
             if count == 0 {
@@ -154,12 +154,12 @@ impl Worker {
                         tell(written);
                         continue;
                     }
-                    // The openers are gone only after one of them has said why, if there were any.
+                    // The decrypting threads end only after one of them has reported the reason, if there were any.
                     Err(RecvTimeoutError::Disconnected) => {
                         return Err(Failure::Broken("the system could not start a thread for it".into()));
                     }
                 };
-                // One that is wrong does not take those before it along: the file goes on behind them one day.
+                // Keep the chunks before a wrong one: a later transfer continues after them.
                 waiting.insert(first, group);
                 while let Some(group) = waiting.remove(&written) {
                     let group = group?;
@@ -175,7 +175,7 @@ impl Worker {
             Ok(())
         })();
         if result.is_err() {
-            // What is there is where it goes on one day.
+            // A later transfer continues after this part.
             tell(written);
         }
         result

@@ -1,7 +1,7 @@
-//! A file that is sent: read, hashed, offered, sealed chunk by chunk as the other side asks for them.
+//! Sends a file: hashes it for the offer, then seals its chunks as the recipient grants them.
 //!
-//! Invariant: no chunk goes out that was not granted, and none before the offer was accepted; a file that has become
-//! shorter ends it. Specification: PROTOCOL#file-transfer.
+//! Invariant: a chunk is sent only after the offer was accepted and the chunk was granted; a file that has become
+//! shorter ends the transfer. Specification: PROTOCOL#file-transfer.
 
 use super::{Failure, STALLED, Step, TOLD_EVERY, Worker};
 use crate::client::file::Source;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 impl Worker {
-    /// Opens and hashes a file that is to be offered.
+    /// Opens and hashes a file for an offer.
     pub fn hash(&self, path: &str) -> Result<(), Failure> {
         let path = typed_path(path).map_err(Failure::Wrong)?;
         let source = Source::open(&path).map_err(|why| Failure::NotOpened(whole(&path), why))?;
@@ -33,7 +33,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Keeps a copy of what was sent.
+    /// Keeps a copy of the sent file.
     pub fn copy(&self) -> Result<(), Failure> {
         let copied = self.source()?.copy(&self.shared.sent, &self.transfer.peer);
         self.finish(Step::Copied(copied.map_err(|error| error.to_string())));
@@ -58,7 +58,7 @@ impl Worker {
             let read = source.read_at(&mut buffer[..length], at);
             read.map_err(|error| Failure::Wrong(error.to_string()))?;
             for payload in plan.seal_group(first, recipient, &buffer[..length]) {
-                // Before a wait, too, or the last of it would never be told.
+                // Report before a wait too, or the last progress would never be reported.
                 let waits = lock(&self.transfer.state).granted == 0;
                 if told.elapsed() >= if waits { TOLD_EVERY / 5 } else { TOLD_EVERY } {
                     told = Instant::now();
