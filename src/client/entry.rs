@@ -104,6 +104,11 @@ impl Entry {
         Entry { time, source, place, text, mention: false, trust: None, sending: None, wrapped }
     }
 
+    /// The number of an own message.
+    pub fn number(&self) -> Option<u64> {
+        self.sending.as_ref().map(|(number, _)| *number)
+    }
+
     /// The entry as one line of text, as plain mode prints it. A failed message is a problem, whose reason quotes the
     /// beginning of the message.
     pub fn line(&self) -> String {
@@ -111,6 +116,11 @@ impl Entry {
             let text = quoted(&self.text);
             return if why.contains(&text) { format!("! {why}") } else { format!("! {why} ({text})") };
         }
+        self.whole()
+    }
+
+    /// The entry as one line with its whole text, whatever its state.
+    pub fn whole(&self) -> String {
         let text = self.text.replace('\n', "⏎");
         match &self.source {
             Source::User { from, to } => match to.recipient() {

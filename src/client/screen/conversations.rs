@@ -308,10 +308,10 @@ impl Conversations {
 
     /// Updates the own message with the same number, and returns its former state.
     fn replace(&mut self, entry: &Entry) -> Option<SendState> {
-        let (number, _) = entry.sending.as_ref()?;
+        let number = entry.number()?;
         let mut former = None;
         for view in &mut self.views {
-            if let Some(old) = view.entries.iter_mut().rev().find(|entry| is_number(entry, *number)) {
+            if let Some(old) = view.entries.iter_mut().rev().find(|entry| entry.number() == Some(number)) {
                 former = std::mem::replace(old, entry.clone()).sending;
             }
         }
@@ -327,7 +327,7 @@ impl Conversations {
         };
         let number = self.current().entries.iter().filter_map(failed).find(|number| at_hand(*number))?;
         for view in &mut self.views {
-            if let Some(at) = view.entries.iter().rposition(|entry| is_number(entry, number)) {
+            if let Some(at) = view.entries.iter().rposition(|entry| entry.number() == Some(number)) {
                 view.bytes -= view.entries.remove(at).as_ref().map_or(0, weight);
             }
         }
@@ -378,11 +378,6 @@ impl Conversations {
 
 fn last_time(view: &Conversation) -> Option<u64> {
     view.entries.back().map(|last| last.time)
-}
-
-/// Whether it is the own message with this number.
-fn is_number(entry: &Entry, number: u64) -> bool {
-    entry.sending.as_ref().is_some_and(|(other, _)| *other == number)
 }
 
 fn rule(time: u64, text: String) -> Entry {
@@ -517,7 +512,8 @@ mod tests {
         let elsewhere = |state| Entry { place: Place::With(name("bob")), ..own(3, state, "three") };
         take(&mut views, elsewhere(SendState::UnderWay));
         take(&mut views, elsewhere(SendState::Failed("why".into())));
-        let failed = |view: &Conversation| view.entries.iter().filter(|entry| is_number(entry, 3)).count();
+        let failed =
+            |view: &Conversation| view.entries.iter().filter(|entry| entry.number() == Some(3)).count();
         assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [1, 1]);
         // A message that fails after it was accepted is also reported in the current view.
         let problems = |views: &Conversations| {

@@ -265,16 +265,19 @@ impl Outbox {
         self.recipients.entry(name.clone()).or_default()
     }
 
-    /// Sends a message, or reports why it cannot be sent.
-    pub fn send(
+    /// Sends a new message, or reports why it cannot be sent.
+    pub fn send(&mut self, cx: &mut Cx, contacts: &mut Contacts, online: &OnlineUsers, message: Outgoing) {
+        self.next_message += 1;
+        self.send_as(cx, contacts, online, (self.next_message, message));
+    }
+
+    fn send_as(
         &mut self,
         cx: &mut Cx,
         contacts: &mut Contacts,
         online: &OnlineUsers,
-        mut message: Outgoing,
+        (number, mut message): (u64, Outgoing),
     ) {
-        self.next_message += 1;
-        let number = self.next_message;
         if message.text.len() > MAX_TEXT {
             let why = format!("the message is too long: the limit is {} KiB", MAX_TEXT / 1024);
             return self.unsent(cx, contacts, number, message, why);

@@ -49,13 +49,21 @@ impl Record {
         }
     }
 
-    /// Records the messages that the event has shown.
+    /// Records the messages that the event has shown. A recorded message that was lost, or is sent again, is updated.
     pub fn take_said(&mut self, cx: &mut Cx) {
         let shown = cx.effects.iter().filter_map(|effect| match effect {
-            Effect::Show(Display::Entry(entry)) if is_said(entry) => Some(entry.clone()),
+            Effect::Show(Display::Entry(entry)) => Some(entry.clone()),
             _ => None,
         });
         for entry in shown.collect::<Vec<_>>() {
+            let is_it = |known: &&mut Entry| entry.number().is_some() && known.number() == entry.number();
+            if let Some(known) = self.entries.iter_mut().rev().find(is_it) {
+                *known = entry;
+                continue;
+            }
+            if !is_said(&entry) {
+                continue;
+            }
             let said = message(&entry);
             self.push(entry);
             let kept = self.kept.as_mut().zip(said);
@@ -80,7 +88,7 @@ impl Record {
     /// Shows the last `count` messages that contain `text`, in any letter case.
     pub fn tell(&self, cx: &mut Cx, count: usize, text: &str) {
         let wanted = folded(text);
-        let lines = self.messages(&cx.ignored).map(|entry| (entry.time, entry.line()));
+        let lines = self.messages(&cx.ignored).map(|entry| (entry.time, line(entry)));
         let mut lines: Vec<_> = lines.filter(|(_, line)| folded(line).contains(&wanted)).collect();
         let lines = lines.split_off(lines.len().saturating_sub(count));
         let with = if text.is_empty() { String::new() } else { format!(" with \"{text}\"") };
@@ -111,6 +119,12 @@ impl Record {
             cx.notice("new messages are kept on disk again");
         }
     }
+}
+
+/// A message as a line of the history. One that has failed after its delivery is lost.
+fn line(entry: &Entry) -> String {
+    let is_lost = matches!(entry.sending, Some((_, SendState::Failed(_))));
+    entry.whole() + if is_lost { " (may not have arrived)" } else { "" }
 }
 
 /// The form of an entry in the file; `None` if it is not a message.

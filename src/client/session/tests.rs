@@ -581,7 +581,7 @@ fn message_is_pending_then_taken_or_failed_and_resent_once() {
     assert_eq!(states(&mut net), [(2, SendState::UnderWay), (2, why)]);
     net.event(0, Event::Resend(2));
     net.settle();
-    assert_eq!(states(&mut net), [(3, SendState::UnderWay), (3, SendState::Taken)]);
+    assert_eq!(states(&mut net), [(2, SendState::UnderWay), (2, SendState::Taken)]);
     // The number of the withheld message is missing, which is reported.
     let gap = "! 1 message from alice is missing";
     assert_eq!(net.lines(1), ["<alice -> bob> one", gap, "<alice -> bob> two"]);
@@ -625,7 +625,29 @@ fn lost_message_is_marked_as_failed_and_can_be_sent_again() {
     net.lose(0, 5, "bob");
     assert_eq!(net.failed(0), []);
     net.settle();
-    assert_eq!(net.failed(0), [(5, why("three"))]);
+    assert_eq!(net.failed(0), [(4, why("three"))]);
+}
+
+#[test]
+fn history_shows_a_lost_message_once_in_its_last_state() {
+    let mut net = Net::new();
+    ["/msg bob one", "/msg bob two"].iter().for_each(|line| net.type_in(0, line));
+    net.settle();
+    let history = |net: &mut Net| {
+        net.shown[0].clear();
+        net.type_in(0, "/history");
+        net.lines(0)
+    };
+    let (one, two) = ("* <alice -> bob> one", "* <alice -> bob> two");
+    let lost = format!("{one} (may not have arrived)");
+    net.lose(0, 1, "bob");
+    assert_eq!(history(&mut net), [&lost, two]);
+    net.event(0, Event::Resend(1));
+    net.settle();
+    assert_eq!(history(&mut net), [one, two]);
+    // A loss after the second delivery is the loss of the same message.
+    net.lose(0, 3, "bob");
+    assert_eq!(history(&mut net), [&lost, two]);
 }
 
 /// PROTOCOL#lost.
@@ -1174,8 +1196,15 @@ fn failed_messages_remain_available_until_resent() {
         net.type_in(0, text);
     }
     assert!(net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(2) && !net.sessions[0].is_at_hand(3));
+    let failed = |net: &mut Net| net.failed(0).iter().map(|(number, _)| *number).collect::<Vec<_>>();
+    assert_eq!(failed(&mut net), [1, 2]);
     net.event(0, Event::Resend(1));
-    assert!(!net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(3), "it has failed once more");
+    assert_eq!(failed(&mut net), [1], "it has failed once more");
+    assert!(net.sessions[0].is_at_hand(1));
+    net.bob_joins();
+    net.event(0, Event::Resend(1));
+    net.settle();
+    assert!(!net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(2));
 }
 
 #[test]

@@ -268,7 +268,8 @@ impl Outbox {
         }
     }
 
-    /// Sends a failed message again, with the same id, because a recipient may have got it.
+    /// Sends a failed message again: with the same id, because a recipient may have got it, and with the same number,
+    /// because it is the same message for the user.
     pub fn send_again(&mut self, cx: &mut Cx, contacts: &mut Contacts, online: &OnlineUsers, number: u64) {
         let Some(Failed { audience, text, time, id }) = self.failed.remove(&number) else {
             return cx.problem("that message is no longer available: type it again");
@@ -276,6 +277,6 @@ impl Outbox {
         // A message that was never sealed gets the current time.
         let time = if id.is_some() { time } else { cx.now };
         let message = Outgoing { id, ..Outgoing::new(Kind::Message, audience, text, time) };
-        self.send(cx, contacts, online, message);
+        self.send_as(cx, contacts, online, (number, message));
     }
 }
