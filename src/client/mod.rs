@@ -8,6 +8,7 @@ pub mod audience;
 mod backend;
 pub mod command;
 pub mod completion;
+pub mod compose;
 pub mod entry;
 pub mod error;
 pub mod file;

@@ -134,6 +134,108 @@ fn alice_and_bob() -> (Server, Terminal, Client) {
     (server, terminal, bob)
 }
 
+// ---- the user's editor
+
+impl Terminal {
+    /// Logs in with this script as the editor; `$1` is its file.
+    fn log_in_with_editor(&self, port: u16, script: &str) {
+        std::fs::write(self.home.path("editor"), script).expect("written");
+        self.enter("export EDITOR='sh ~/editor'");
+        self.log_in(port, "alice");
+    }
+
+    /// The texts of editors in the data folder.
+    fn left_texts(&self) -> Vec<String> {
+        let data = std::fs::read_dir(self.home.path(".secure_messenger_client")).expect("a folder");
+        let folders = data.map(|entry| entry.expect("read").path());
+        let texts = folders.filter(|path| path.display().to_string().contains("edit-"));
+        texts.map(|path| std::fs::read_to_string(path.join("message.txt")).expect("a text")).collect()
+    }
+}
+
+/// README#long-messages.
+#[test]
+fn editor_has_the_terminal_and_its_text_becomes_the_line() {
+    let (server, terminal) = (Server::start(), Terminal::new());
+    terminal.log_in_with_editor(
+        server.port,
+        "echo your turn; read line; echo \"$line\" >> \"$1\"; echo end >> \"$1\"",
+    );
+    let mut bob = server.client("bob").ready();
+    terminal.ask("/room bob", "room with bob");
+    for begun in ["one", "two"] {
+        terminal.ask(&format!("/edit {begun}"), "your turn");
+        assert!(!terminal.is_full_screen() && terminal.echoes());
+        bob.ask(&format!("/msg alice beside {begun}"), &format!("beside {begun}"));
+        terminal.enter("/exit");
+        terminal.expect_last(&format!("bob> {begun}⏎/exit⏎end"));
+        assert!(terminal.is_full_screen() && !terminal.echoes());
+        terminal.expect(&format!("[private bob? → alice] beside {begun}"));
+        terminal.keys(&["Enter"]);
+        bob.expect(&format!("<alice -> bob> {begun}⏎/exit⏎end"));
+    }
+    assert!(terminal.left_texts().is_empty());
+}
+
+/// README#long-messages.
+#[test]
+fn keys_that_signal_reach_the_editor_alone() {
+    let (server, terminal) = (Server::start(), Terminal::new());
+    let script = "trap 'echo caught > \"$1\"; kill $!; exit' INT; echo your turn; sleep 600 & wait";
+    terminal.log_in_with_editor(server.port, script);
+    terminal.ask("/edit", "your turn");
+    terminal.keys(&["C-c"]);
+    terminal.expect_last("> caught");
+    terminal.keys(&["C-c"]);
+    std::fs::write(terminal.home.path("editor"), "echo your turn; read line; echo \"$line\" > \"$1\"")
+        .expect("written");
+    terminal.ask("/edit", "your turn");
+    terminal.keys(&["C-z"]);
+    terminal.wait_for_shell();
+    terminal.enter("fg");
+    terminal.enter("after a stop");
+    terminal.expect_last("> after a stop");
+}
+
+/// README#long-messages.
+#[test]
+fn terminal_is_restored_after_an_editor_that_broke_it() {
+    let (server, terminal) = (Server::start(), Terminal::new());
+    let before = terminal.prepare();
+    terminal.log_in_with_editor(server.port, "echo kept > \"$1\"; stty raw -echo; exit 1");
+    terminal.ask("/edit", "nothing was sent");
+    terminal.enter("/exit");
+    terminal.expect_as_before(&before, "a killed editor", "client", 0);
+    // The text that it left is where the notice said.
+    assert_eq!(terminal.left_texts(), ["kept\n"]);
+}
+
+/// README#long-messages.
+#[test]
+fn client_without_an_editor_or_a_text_says_so() {
+    let (server, terminal) = (Server::start(), Terminal::new());
+    terminal.enter("unset EDITOR VISUAL");
+    terminal.log_in(server.port, "alice");
+    terminal.ask("/edit", "no editor is known: start the client with EDITOR=nano");
+    terminal.enter("/exit");
+    terminal.wait_for_shell();
+    terminal.log_in_with_editor(server.port, ":");
+    terminal.ask("/edit", "the text is empty; nothing was sent");
+    terminal.ask("/edit as it was", "> as it was");
+}
+
+/// README#long-messages.
+#[test]
+fn signal_ends_a_client_whose_editor_runs() {
+    let (server, terminal) = (Server::start(), Terminal::new());
+    terminal.log_in_with_editor(server.port, "echo your turn; sleep 600");
+    terminal.ask("/edit", "your turn");
+    let client = terminal.child();
+    terminal.signal("-TERM");
+    until("it has ended", || !Path::new(&format!("/proc/{client}")).exists());
+    terminal.wait_for_shell();
+}
+
 // ---- before the login
 
 #[test]

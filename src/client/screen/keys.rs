@@ -7,13 +7,14 @@ use super::Screen;
 use super::password_dialog::{CHANGE, PasswordDialog, Step};
 use crate::client::command::{self, Command, View, is_exit};
 use crate::client::completion::complete;
-use crate::client::path;
 use crate::client::session::{Destination, Event, Exit};
 use crate::client::terminal;
 use crate::client::terminal::editor::{MAX_LINE, Outcome};
 use crate::client::terminal::full_screen::has_measured;
 use crate::client::terminal::input::{Key, Keys, Pastes};
+use crate::client::{compose, path};
 use crate::name::Username;
+use std::io;
 use std::time::{Duration, Instant};
 
 /// Lines typed ahead of the server: the user sees long before that none is sent.
@@ -127,12 +128,14 @@ impl Screen {
                 Outcome::Submitted(line) => {
                     view.scroll = 0;
                     self.pastes = Pastes::default();
-                    // At once, even if lines wait: the next line is a password and must never become a message.
-                    if self.over.is_none() && matches!(command::parse(&line), Ok(Command::Password(None))) {
-                        self.views.asking = Some(PasswordDialog::new(CHANGE));
-                        return None;
+                    match command::parse(&line) {
+                        // At once, even if lines wait: the next line is a password and must never become a message.
+                        Ok(Command::Password(None)) if self.over.is_none() => {
+                            self.views.asking = Some(PasswordDialog::new(CHANGE));
+                        }
+                        Ok(Command::Edit(start)) if self.over.is_none() => self.compose(start),
+                        _ => return self.enter(line),
                     }
-                    return self.enter(line);
                 }
                 Outcome::Ignored if key == Key::Escape => view.scroll = 0,
                 Outcome::Ignored => {
@@ -147,6 +150,34 @@ impl Screen {
             },
         }
         None
+    }
+
+    /// Gives the terminal to the user's editor. The session goes on meanwhile.
+    fn compose(&mut self, start: String) {
+        let editor = match compose::editor() {
+            _ if self.session.is_leaving() => return self.views.bell(),
+            Ok(editor) => editor,
+            Err(why) => return self.views.notice(why),
+        };
+        let (data, done) = (self.options.data_dir.clone(), self.composed.0.clone());
+        let program = move |lent: io::Result<()>| {
+            let lent = lent.map_err(|error| format!("the editor was not started: {error}"));
+            done(lent.and_then(|()| compose::compose(&data, &editor, &start)));
+        };
+        self.views.screen.want(|wanted| wanted.program = Some(Box::new(program)));
+    }
+
+    /// Puts what the editor has left into the line: the user sees where it will go, and sends it.
+    pub fn take_composed(&mut self) {
+        let Ok(composed) = self.composed.1.try_recv() else { return };
+        match composed {
+            // Not as one paste, which the user would have to confirm.
+            Ok(text) => text.split('\n').enumerate().for_each(|(number, line)| {
+                let _ = (number > 0).then(|| self.edit(Key::AltEnter));
+                self.edit(Key::Paste(line.into()));
+            }),
+            Err(why) => self.views.notice(format!("{why}; nothing was sent")),
+        }
     }
 
     /// Handles Escape and then a character, which arrived together: a slash must not be lost, or a command becomes a

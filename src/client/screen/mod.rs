@@ -29,6 +29,8 @@ use conversations::{Conversation, Conversations};
 use password_dialog::{CHANGE, PasswordDialog};
 use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use view::{Status, Tab};
 
@@ -43,6 +45,8 @@ const TICK: Duration = Duration::from_secs(1);
 const MOUSE_TAKEN: &str = "the mouse wheel now scrolls; hold Shift to select text";
 const MOUSE_LEFT: &str = "the mouse now selects text; PgUp and PgDn scroll";
 
+type Composed = Result<String, String>;
+
 struct Screen {
     session: Session,
     backend: Backend,
@@ -52,6 +56,8 @@ struct Screen {
     /// When Escape was the last key and had no effect.
     escaped: Option<Instant>,
     pastes: Pastes,
+    /// What the user's editor has left, or why it has left nothing.
+    composed: (Arc<dyn Fn(Composed) + Send + Sync>, Receiver<Composed>),
     /// The session has ended by itself: the reason and all conversations stay to be read until the user leaves.
     over: Option<Exit>,
 }
@@ -81,9 +87,14 @@ pub fn run(
 ) -> io::Result<Exit> {
     // Before the terminal is asked for the widths of its characters: it may answer at once.
     inputs.taken_by(Taker::Screen);
-    let screen = FullScreen::start(options.mouse, inputs.closer())?;
+    let screen = FullScreen::start(options.mouse, inputs.lender(), inputs.closer())?;
     let backend = Backend::start(session.me(), link, options, Box::new(inputs.waker()))?;
     let conversations = Conversations::default();
+    let ((done, left), wake) = (channel(), inputs.waker());
+    let composed = move |text| {
+        let _ = done.send(text);
+        wake();
+    };
     let mut screen = Screen {
         session,
         backend,
@@ -92,6 +103,7 @@ pub fn run(
         options: options.clone(),
         escaped: None,
         pastes: Pastes::default(),
+        composed: (Arc::new(composed), left),
         over: None,
     };
     screen.greet(greeting);
@@ -144,6 +156,7 @@ impl Screen {
             }
             let exit = keys.into_iter().find_map(|keys| self.keys(keys));
             let mut exit = exit.or_else(|| signals.into_iter().find_map(|signal| self.signal(signal)));
+            self.take_composed();
             if exit.is_none() && ticked.elapsed() >= TICK {
                 ticked = Instant::now();
                 exit = self.take(Event::Tick);

@@ -85,6 +85,7 @@ impl Session {
             Command::RejectFile(number) => self.files.reject_file(cx, number),
             Command::Cancel(number) => self.files.cancel_file(cx, number),
             Command::Files => self.files.tell_files(cx),
+            Command::Edit(_) => cx.problem("/edit works only on the full screen"),
             Command::Password(_) if cx.account.password == PasswordChange::Running => {
                 cx.problem("a password change is already in progress");
             }
@@ -177,8 +178,7 @@ impl Session {
     }
 
     fn help(&mut self, topic: Option<&str>) {
-        // Show the last command in the last line.
-        let matching = |usage: &&command::Usage| topic.map_or(usage.name != "/", |topic| usage.name == topic);
+        let matching = |usage: &&command::Usage| topic.map_or(usage.is_listed(), |topic| usage.name == topic);
         let found: Vec<_> = command::COMMANDS.iter().filter(matching).collect();
         if let (Some(topic), true) = (topic, found.is_empty()) {
             return self

@@ -4,8 +4,9 @@
 //! and nothing else. Only the newest frame waits; only rows that changed are written, each frame in one piece.
 
 use super::frame::{Frame, Row, Style};
+use super::inputs::Lender;
 use super::signals::obey;
-use super::{MOUSE_OFF, MOUSE_ON, abandon, enter, restore, size, write};
+use super::{MOUSE_OFF, MOUSE_ON, abandon, enter, lend, restore, size, write};
 use crate::client::text::{self, SAMPLES};
 use crate::sync::{lock, spawn};
 use signal_hook::consts::SIGTSTP;
@@ -23,6 +24,8 @@ const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
 /// A link (OSC 8): its target follows, or nothing to end it; then the end of the sequence.
 const LINK: &str = "\x1b]8;;";
 const ST: &str = "\x1b\\";
+/// A request for the cursor's position (DSR 6), which the terminal answers (CPR).
+const ASK_POSITION: &str = "\x1b[6n";
 /// The row in which widths are measured first. F3 with Shift looks like an answer about row 1.
 const FIRST_SAMPLE: u16 = 2;
 
@@ -41,6 +44,9 @@ struct Shared {
     changed: Condvar,
 }
 
+/// Another program, run while it has the terminal; the argument says why it could not get it.
+pub type Program = Box<dyn FnOnce(io::Result<()>) + Send>;
+
 /// What to write next.
 #[derive(Default)]
 pub struct Wanted {
@@ -58,6 +64,8 @@ pub struct Wanted {
     pub suspend: bool,
     /// Takes the terminal again, even if a shell has changed its modes.
     pub resume: bool,
+    /// Gives the terminal to this program until it has ended.
+    pub program: Option<Program>,
     /// Gives the terminal back.
     pub end: bool,
     is_new: bool,
@@ -66,18 +74,23 @@ pub struct Wanted {
 }
 
 impl FullScreen {
-    /// Takes the screen, and the mouse if wanted. `failed` is called if the terminal cannot be written to.
+    /// Takes the screen, and the mouse if wanted. `failed` is called if the terminal cannot be written to; `keys` are
+    /// lent with the terminal.
     ///
     /// # Errors
     /// If there is no terminal, its modes cannot be set, or no thread is available.
-    pub fn start(mouse: bool, failed: impl FnOnce() + Send + 'static) -> io::Result<FullScreen> {
+    pub fn start(
+        mouse: bool,
+        keys: Lender,
+        failed: impl FnOnce() + Send + 'static,
+    ) -> io::Result<FullScreen> {
         let color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let mut painter = Painter { color, mouse, shown: Vec::new() };
         painter.resume()?;
         let shared = Arc::<Shared>::default();
         let me = shared.clone();
         spawn("screen", move || {
-            let painted = painter.run(&me);
+            let painted = painter.run(&me, &keys);
             restore();
             lock(&me.wanted).has_ended = true;
             me.changed.notify_all();
@@ -118,13 +131,16 @@ struct Painter {
 }
 
 impl Painter {
-    fn run(&mut self, shared: &Shared) -> io::Result<()> {
+    fn run(&mut self, shared: &Shared, keys: &Lender) -> io::Result<()> {
         self.measure()?;
         loop {
             let wanted = shared.changed.wait_while(lock(&shared.wanted), |wanted| !wanted.is_new);
-            let wanted = take(&mut *wanted.unwrap_or_else(PoisonError::into_inner));
+            let mut wanted = take(&mut *wanted.unwrap_or_else(PoisonError::into_inner));
             if wanted.end {
                 return Ok(());
+            }
+            if let Some(program) = wanted.program.take() {
+                self.lend(keys, program)?;
             }
             self.paint(wanted)?;
         }
@@ -159,6 +175,18 @@ impl Painter {
         }
     }
 
+    /// Runs a program that reads and writes the terminal itself.
+    fn lend(&mut self, keys: &Lender, program: Program) -> io::Result<()> {
+        let lent = keys.lend(|| write(ASK_POSITION));
+        if lent.is_ok() {
+            lend();
+        }
+        program(lent);
+        self.resume()?;
+        keys.take_back();
+        self.measure()
+    }
+
     fn resume(&mut self) -> io::Result<()> {
         self.shown.clear();
         enter(true)?;
@@ -172,8 +200,9 @@ impl Painter {
         if usize::from(size().rows) < SAMPLES.len() + 1 {
             return Ok(());
         }
-        let ask =
-            |(row, sample): (u16, &(&str, _, _))| format!("{}{}\x1b[6n", cursor::Goto(1, row), sample.0);
+        let ask = |(row, sample): (u16, &(&str, _, _))| {
+            format!("{}{}{ASK_POSITION}", cursor::Goto(1, row), sample.0)
+        };
         self.shown.clear();
         write(&(FIRST_SAMPLE..).zip(&SAMPLES).map(ask).collect::<String>())
     }

@@ -28,6 +28,8 @@ const MAX_BURST: usize = 64 * 1024;
 const MAX_READS: usize = 64;
 /// Ctrl-C.
 const INTERRUPT: u8 = 3;
+/// The terminal answers within this time, even over a slow line.
+const ANSWER: Duration = Duration::from_secs(5);
 /// A question checks again after this time without a key.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -41,6 +43,8 @@ pub enum Taker {
     Question,
     /// The full screen takes keys and signals.
     Screen,
+    /// Another program: nothing is read, and only signals that end the client are kept for the screen.
+    Program,
     /// None any more: the client ends, and a signal ends it at once.
     End,
 }
@@ -72,6 +76,8 @@ struct Waiting {
     signals: BTreeSet<i32>,
     is_woken: bool,
     is_closed: bool,
+    /// The reader waits until another program has ended.
+    is_resting: bool,
     taker: Taker,
 }
 
@@ -80,14 +86,15 @@ impl Waiting {
         self.reads.is_empty() && self.signals.is_empty() && !self.is_woken && !self.is_closed
     }
 
-    /// Decodes a read. While nobody takes keys, drops it, with the rest of a paste that began in it.
+    /// Decodes a read. While the client takes no keys, drops it, with the rest of a paste that began in it.
     fn take(&mut self, read: Instant, piece: &[u8]) {
         if self.dropped.is_some() && self.decoder.deadline().is_some_and(|end| end <= read) {
             self.decoder.expire();
         }
         let is_begun = self.decoder.deadline().is_some();
         let is_rest = |dropped| is_begun || read.saturating_duration_since(dropped) < BURST;
-        let is_dropped = self.taker == Taker::Nobody || self.dropped.is_some_and(is_rest);
+        let has_taker = !matches!(self.taker, Taker::Nobody | Taker::Program);
+        let is_dropped = !has_taker || self.dropped.is_some_and(is_rest);
         let keys = self.decoder.feed(piece, read);
         self.dropped = is_dropped.then_some(read);
         if !is_dropped {
@@ -123,8 +130,9 @@ impl Shared {
             let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
             waiting.take(read, &piece);
             let is_interrupt = waiting.taker == Taker::Nobody && piece.contains(&INTERRUPT);
-            drop(waiting);
+            waiting.is_resting = waiting.taker == Taker::Program;
             self.changed.notify_all();
+            drop(self.changed.wait_while(waiting, |waiting| waiting.is_resting));
             if is_interrupt {
                 let _ = signal_hook::low_level::raise(SIGINT);
             }
@@ -134,14 +142,21 @@ impl Shared {
     /// Keeps a signal for the screen, or acts on it at once. A second signal to end does not wait for the screen.
     fn signal(&self, signal: i32, was_stopped: &mut bool) {
         let is_end = !matches!(signal, SIGWINCH | SIGTSTP | SIGCONT);
+        let is_key = matches!(signal, SIGINT | SIGQUIT);
         let mut waiting = lock(&self.waiting);
-        match (waiting.taker, signal) {
-            (Taker::Screen, _) => {
+        match waiting.taker {
+            // The kernel sends the signals of keys to both programs.
+            Taker::Program if is_key => return,
+            Taker::Screen | Taker::Program if is_end => {
                 waiting.signals.insert(signal);
-                waiting.taker = if is_end { Taker::End } else { Taker::Screen };
+                waiting.taker = Taker::End;
                 return self.changed.notify_all();
             }
-            (Taker::End, _) if !is_end => return,
+            Taker::Screen => {
+                waiting.signals.insert(signal);
+                return self.changed.notify_all();
+            }
+            Taker::End if !is_end => return,
             _ => drop(waiting),
         }
         match signal {
@@ -197,6 +212,11 @@ impl Inputs {
     pub fn waker(&self) -> impl Fn() + Send + Sync + 'static {
         let shared = self.shared.clone();
         move || shared.change(|waiting| waiting.is_woken = true)
+    }
+
+    /// Can give the keys to another program.
+    pub fn lender(&self) -> Lender {
+        Lender(self.shared.clone())
     }
 
     /// Reports that the terminal is gone.
@@ -276,6 +296,39 @@ impl Inputs {
         let mut complete = replace(&mut self.latest, latest);
         complete.reverse();
         self.ready.extend((!complete.is_empty()).then_some(complete));
+    }
+}
+
+/// Gives the screen's keys to another program.
+pub struct Lender(Arc<Shared>);
+
+impl Lender {
+    /// Waits until nothing more is read. `ask` makes the terminal answer: its answer wakes the reader.
+    ///
+    /// # Errors
+    /// If `ask` fails, the terminal does not answer within 5 s, or the client ends.
+    pub fn lend(&self, ask: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        self.hand(Taker::Screen, Taker::Program);
+        ask()?;
+        let is_reading = |waiting: &mut Waiting| waiting.taker == Taker::Program && !waiting.is_resting;
+        let waited = self.0.changed.wait_timeout_while(lock(&self.0.waiting), ANSWER, is_reading);
+        match waited.unwrap_or_else(PoisonError::into_inner).0.is_resting {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::TimedOut, "the terminal does not report its cursor")),
+        }
+    }
+
+    /// The screen has the keys again.
+    pub fn take_back(&self) {
+        self.hand(Taker::Program, Taker::Screen);
+    }
+
+    /// A taker that has changed otherwise stays.
+    fn hand(&self, from: Taker, to: Taker) {
+        self.0.change(|waiting| {
+            waiting.taker = if waiting.taker == from { to } else { waiting.taker };
+            waiting.is_resting = false;
+        });
     }
 }
 
@@ -390,5 +443,21 @@ mod tests {
         assert_eq!(signals, BTreeSet::from([SIGTERM, SIGCONT, SIGTSTP, SIGWINCH]));
         assert!(inputs.next(Duration::ZERO).1.is_empty());
         assert_eq!(lock(&inputs.shared.waiting).taker, Taker::End, "a second one to end would not wait");
+    }
+
+    /// README#long-messages.
+    #[test]
+    fn keys_are_not_lent_while_the_client_ends() {
+        let mut inputs = Inputs::new();
+        inputs.taken_by(Taker::Screen);
+        let ends = || {
+            inputs.shared.signal(SIGINT, &mut false);
+            inputs.shared.signal(SIGTERM, &mut false);
+            Ok(())
+        };
+        assert!(inputs.lender().lend(ends).is_err());
+        inputs.lender().take_back();
+        assert_eq!(lock(&inputs.shared.waiting).taker, Taker::End);
+        assert_eq!(inputs.next(LONG).1, BTreeSet::from([SIGTERM]), "the other one was for the program");
     }
 }

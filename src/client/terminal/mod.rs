@@ -51,8 +51,10 @@ static OURS: Mutex<Option<File>> = Mutex::new(None);
 static MODES: Mutex<Option<Modes>> = Mutex::new(None);
 
 struct Modes {
-    _tty: RawTerminal<File>,
+    tty: RawTerminal<File>,
     full_screen: bool,
+    /// Another program has the terminal until the next [`enter`].
+    are_lent: bool,
 }
 
 /// Whether a user is at a terminal that can draw.
@@ -82,7 +84,7 @@ pub fn install_panic_hook() {
 
 /// Whether the terminal's modes are ours.
 pub fn is_ours() -> bool {
-    lock(&MODES).is_some()
+    lock(&MODES).as_ref().is_some_and(|modes| !modes.are_lent)
 }
 
 /// Takes the terminal: its modes are ours until [`restore`].
@@ -94,7 +96,7 @@ pub fn enter(full_screen: bool) -> io::Result<()> {
     restore();
     let output = termion::get_tty()?;
     let mut modes = lock(&MODES);
-    *modes = Some(Modes { _tty: termion::get_tty()?.into_raw_mode()?, full_screen });
+    *modes = Some(Modes { tty: termion::get_tty()?.into_raw_mode()?, full_screen, are_lent: false });
     drop(modes);
     *lock(&OURS) = Some(output);
     write(PASTE_ON)?;
@@ -116,15 +118,30 @@ pub fn restore() {
     }
 }
 
+/// Gives it to another program until the next [`enter`]. The former modes stay known: that program may leave others.
+pub fn lend() {
+    let mut modes = lock(&MODES);
+    let Some(lent) = modes.as_mut() else { return };
+    lent.are_lent = true;
+    // The other program notices if the terminal is gone.
+    let _ = lent.tty.suspend_raw_mode();
+    let farewell = farewell(lent.full_screen);
+    drop(modes);
+    if let Some(mut ours) = lock(&OURS).take() {
+        let _ = ours.write_all(farewell.as_bytes());
+    }
+}
+
 fn farewell(full_screen: bool) -> String {
     let full = format!("{MOUSE_OFF}{FOCUS_OFF}{WRAP_ON}{}", screen::ToMainScreen);
     format!("{}{PASTE_OFF}{}{}", style::Reset, cursor::Show, if full_screen { &full } else { "" })
 }
 
-/// As [`restore`], at the end of the process: waits for a terminal that accepts no output for at most a second.
+/// As [`restore`], at the end of the process: waits for a terminal that accepts no output for at most a second. A program
+/// to which the terminal is lent keeps it.
 pub fn abandon() {
     let end = Instant::now() + FAREWELL;
-    let Some(modes) = lock(&MODES).take() else { return };
+    let Some(modes) = lock(&MODES).take_if(|modes| !modes.are_lent) else { return };
     let farewell = farewell(modes.full_screen);
     drop(modes);
     let tty = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open("/dev/tty");
