@@ -5,7 +5,7 @@
 
 use super::Screen;
 use super::password_dialog::{CHANGE, PasswordDialog, Step};
-use crate::client::command::{self, Command, View, is_exit};
+use crate::client::command::{self, Command, is_exit};
 use crate::client::completion::complete;
 use crate::client::session::{Destination, Event, Exit};
 use crate::client::terminal;
@@ -237,17 +237,11 @@ impl Screen {
 
     /// Where the waiting lines lead: a line typed after them goes there.
     fn destination(&self) -> Destination {
-        let with = |with: Option<Username>| with.map_or(Destination::Everyone, Destination::With);
-        let leads = |line: &str| match command::parse(line) {
-            Ok(Command::Room(Some(name)) | Command::View(View::With(name))) => Some(Destination::With(name)),
-            Ok(Command::Leave | Command::View(View::Everyone)) => Some(Destination::Everyone),
-            Ok(Command::View(View::Number(number))) => {
-                let view = self.views.conversations.all().get(number.wrapping_sub(1));
-                Some(view.map_or(Destination::Nowhere, |view| with(view.with.clone())))
-            }
-            Err(_) if command::may_lead(line) => Some(Destination::Nowhere),
-            _ => None,
+        let view = |number: usize| {
+            let view = self.views.conversations.all().get(number.wrapping_sub(1));
+            view.map_or(Destination::Nowhere, |view| view.with.clone().into())
         };
-        self.lines.waiting().rev().find_map(leads).unwrap_or_else(|| self.session.destination().clone())
+        let last = self.lines.waiting().rev().find_map(|line| Destination::after(line, view));
+        last.unwrap_or_else(|| self.session.destination().clone())
     }
 }

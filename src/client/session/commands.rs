@@ -21,10 +21,15 @@ const ELSE: &str = "any other line goes to the current conversation; //TEXT send
 
 impl Session {
     pub(super) fn line(&mut self, line: &str) {
+        let was_with = self.talk.partner().cloned();
+        // Until the change succeeds: lines behind a refused one are meant for its conversation only.
+        if Destination::after(line, |_| Destination::Nowhere).is_some_and(|to| to != Destination::Everyone) {
+            self.talk.go_nowhere();
+        }
         let cx = &mut self.cx;
         let command = match command::parse(line) {
             Ok(command) => command,
-            Err(problem) => return self.refuse(line, &problem),
+            Err(problem) => return cx.problem(sanitise(&problem)),
         };
         match command {
             Command::Nothing => {}
@@ -49,16 +54,13 @@ impl Session {
                 };
                 cx.notice(text);
             }
-            Command::Room(Some(name)) => self.enter(name),
+            Command::Room(Some(name)) => self.enter(name, was_with.as_ref()),
             Command::Leave => self.leave(),
             Command::View(View::Everyone) => {
                 self.talk.go_to(cx, None);
                 cx.notice("you are talking to everyone");
             }
-            Command::View(View::Number(number)) => {
-                self.talk.go_nowhere();
-                cx.display(Display::View(number));
-            }
+            Command::View(View::Number(number)) => cx.display(Display::View(number)),
             Command::View(View::With(name)) => self.view(name),
             Command::Mouse => cx.display(Display::Mouse),
             Command::Users => self.tell_users(),
@@ -97,14 +99,10 @@ impl Session {
     }
 
     pub(super) fn not_text(&mut self, NotText { problem, approximation }: NotText) {
-        self.refuse(&approximation, &problem);
-    }
-
-    fn refuse(&mut self, line: &str, problem: &str) {
-        if command::may_lead(line) {
+        if command::may_lead(&approximation) {
             self.talk.go_nowhere();
         }
-        self.cx.problem(sanitise(problem));
+        self.cx.problem(sanitise(&problem));
     }
 
     /// The name in its owner's spelling; `None`, with a report, if it is the user's own.
@@ -134,7 +132,6 @@ impl Session {
 
     /// Goes to a conversation without notifying anyone, if the user can have one.
     fn view(&mut self, name: Username) {
-        self.talk.go_nowhere();
         let Some(name) = self.other(name) else { return };
         if !self.is_known(&name) {
             return self.cx.problem(format!("no user named {name} is known: /users lists online users"));
@@ -143,14 +140,12 @@ impl Session {
         self.cx.notice(format!("you are talking to {name} alone; /view returns to everyone"));
     }
 
-    fn enter(&mut self, name: Username) {
-        let was_with = self.talk.partner().cloned();
-        self.talk.go_nowhere();
+    fn enter(&mut self, name: Username, was_with: Option<&Username>) {
         let Some(name) = self.other(name) else { return };
         let had_room = self.talk.has_room(&name);
         // Switch before anything can be refused: the user means the next lines for this partner only.
         self.talk.go_to(&mut self.cx, Some(name.clone()));
-        if had_room && was_with.as_ref() == Some(&name) {
+        if had_room && was_with == Some(&name) {
             return self.cx.notice(format!("you are already in a room with {name}"));
         }
         if self.contacts.has_changed(&name) {

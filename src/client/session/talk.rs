@@ -5,6 +5,7 @@
 use super::cx::Cx;
 use super::event::Display;
 use crate::client::audience::Audience;
+use crate::client::command::{self, Command, View};
 use crate::client::entry::{Place, Source};
 use crate::client::store::trust::Trust;
 use crate::name::Username;
@@ -23,6 +24,26 @@ pub enum Destination {
     With(Username),
     /// To nobody: a change of the conversation was refused.
     Nowhere,
+}
+
+impl Destination {
+    /// Where the lines after `line` go if it succeeds; `None` if it changes nothing. `view` is the destination of a
+    /// view by its number.
+    pub fn after(line: &str, view: impl Fn(usize) -> Destination) -> Option<Destination> {
+        match command::parse(line) {
+            Ok(Command::Room(Some(name)) | Command::View(View::With(name))) => Some(Destination::With(name)),
+            Ok(Command::Leave | Command::View(View::Everyone)) => Some(Destination::Everyone),
+            Ok(Command::View(View::Number(number))) => Some(view(number)),
+            Err(_) if command::may_lead(line) => Some(Destination::Nowhere),
+            _ => None,
+        }
+    }
+}
+
+impl From<Option<Username>> for Destination {
+    fn from(partner: Option<Username>) -> Destination {
+        partner.map_or(Destination::Everyone, Destination::With)
+    }
 }
 
 /// See the module.
@@ -58,7 +79,7 @@ impl Talk {
 
     /// Typed lines go to `partner` from now on; `None` is everyone.
     pub fn go_to(&mut self, cx: &mut Cx, partner: Option<Username>) {
-        self.destination = partner.clone().map_or(Destination::Everyone, Destination::With);
+        self.destination = partner.clone().into();
         cx.display(Display::Enter(partner));
     }
 
