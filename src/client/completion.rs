@@ -4,19 +4,11 @@
 //! begins with the typed text, except for letter case and the `@` of a mention.
 
 use super::command::COMMANDS;
+use super::terminal::editor::Completion;
 use super::text::is_harmful;
 
 /// The most candidates: nobody presses Tab more often.
 const MAX_CANDIDATES: usize = 200;
-
-/// The candidates for the text from `start` to the cursor.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Completion {
-    /// Bytes from the beginning of the text.
-    pub start: usize,
-    /// The most likely first.
-    pub candidates: Vec<String>,
-}
 
 /// Completes `before`, the text before the cursor. `people` has the most likely name first; `paths` returns the
 /// completions of a typed path.

@@ -19,6 +19,7 @@ mod password_file;
 pub mod path;
 pub mod plain;
 mod printer;
+pub mod queue;
 pub mod screen;
 pub mod session;
 pub mod store;

@@ -11,7 +11,7 @@ mod sending;
 mod window;
 
 use super::file::{LeftPart, Part, Source, left_parts};
-use super::net::queue::Queue;
+use super::queue::Queue;
 use crate::crypto::chunk::{Plan, TransferId};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::public::SessionPublicKey;

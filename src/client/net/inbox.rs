@@ -4,7 +4,7 @@
 //! acknowledged when the owner has taken it; at a resumption, frames that were read count, because they are not sent
 //! again. Specification: PROTOCOL#ack-when, PROTOCOL#frames.
 
-use super::queue::Queue;
+use crate::client::queue::Queue;
 use crate::client::session::Event;
 use crate::protocol::ServerMessage;
 use crate::sync::lock;

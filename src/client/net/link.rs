@@ -8,10 +8,10 @@
 
 use super::connect::Connection;
 use super::inbox::{Inbox, Wake};
-use super::queue::Queue;
 use super::reconnect::{Reconnected, Reconnector, User};
 use crate::auth::PasswordKey;
 use crate::client::error::reason;
+use crate::client::queue::Queue;
 use crate::client::session::{Event, last_word};
 use crate::client::text::seconds;
 use crate::client::transfer::Router;

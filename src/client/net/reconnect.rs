@@ -8,10 +8,10 @@
 use super::connect::{Connection, MAX_RETRY_AFTER, reconnect, refusal};
 use super::inbox::Inbox;
 use super::login::Credentials;
-use super::queue::Queue;
 use crate::auth::{self, PasswordKey};
 use crate::client::error::StartError;
 use crate::client::options::Options;
+use crate::client::queue::Queue;
 use crate::client::session::{Event, NewKey};
 use crate::crypto::keys::SessionKey;
 use crate::crypto::secret::{Key, random};

@@ -236,9 +236,9 @@ fn clip(row: &mut Row, columns: usize) {
 mod tests {
     use super::*;
     use crate::client::audience::Audience;
-    use crate::client::completion::Completion;
     use crate::client::entry::{Place, SendState, Source};
     use crate::client::store::trust::Trust;
+    use crate::client::terminal::editor::Completion;
     use crate::client::terminal::frame::Style;
     use crate::client::terminal::input::Key;
     use crate::client::text::{SAMPLES, measured, wrap};

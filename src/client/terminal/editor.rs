@@ -5,7 +5,6 @@
 
 use super::input::Key;
 use super::line::{Line, in_word, one_line_end};
-use crate::client::completion::Completion;
 use crate::client::text::{clusters, fitting, folded, width};
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::take;
@@ -32,6 +31,15 @@ struct Search {
     word: Line,
     /// The number of steps back to the match.
     found: Option<usize>,
+}
+
+/// The candidates for the text from `start` to the cursor.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Completion {
+    /// Bytes from the beginning of the text.
+    pub start: usize,
+    /// The most likely first.
+    pub candidates: Vec<String>,
 }
 
 /// The candidates that Tab cycles through: the one at `at` is between `completion.start` and the cursor.

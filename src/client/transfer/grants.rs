@@ -5,7 +5,7 @@
 //! every transfer may have one. Dropping this revokes unused grants. Specification: PROTOCOL#asked-for.
 
 use super::window::Window;
-use crate::client::net::queue::Queue;
+use crate::client::queue::Queue;
 use crate::crypto::chunk::{GROUP, TransferId};
 use crate::encoding::Fixed;
 use crate::name::Username;

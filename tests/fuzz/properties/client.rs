@@ -2,9 +2,9 @@
 
 use super::{Choices, Property, no_examples};
 use secure_messenger::client::command::{self, Command};
-use secure_messenger::client::completion::{self, Completion};
+use secure_messenger::client::completion;
 use secure_messenger::client::file::safe_name;
-use secure_messenger::client::terminal::editor::{Editor, MAX_LINE, Outcome};
+use secure_messenger::client::terminal::editor::{Completion, Editor, MAX_LINE, Outcome};
 use secure_messenger::client::terminal::input::{Decoder, Key, Pastes, keys};
 use secure_messenger::client::text::{
     all_mentions, clusters, fitting, is_blank, is_harmful, sanitise, sanitise_lines, truncate, width, wrap,
