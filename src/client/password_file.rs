@@ -78,7 +78,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn useless_password_file_says_what_is_wrong() {
+    fn unusable_password_file_is_reported_with_the_fault() {
         let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("password-{name}"));
         fs::create_dir(&folder).expect("a folder");

@@ -256,7 +256,7 @@ mod tests {
 
     /// README#typed-path.
     #[test]
-    fn path_is_read_as_terminals_write_a_dropped_file() {
+    fn dropped_file_is_read_as_terminals_quote_it() {
         let home = disk::under_home("").expect("a home");
         for (typed, bytes) in [
             ("/a/b.txt", &b"/a/b.txt"[..]),

@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn line_that_is_not_text_is_refused_whole() {
+    fn line_that_is_not_utf_8_is_refused_completely() {
         for (bytes, text) in [
             (&b"hi \r\n"[..], "hi "),
             (b"\xef\xbb\xbf/msg bob x\n", "/msg bob x"),

@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn terminal_that_joins_shows_less() {
+    fn terminal_that_joins_emoji_shows_fewer_columns() {
         let widths = |others| {
             ["👩\u{200d}🚀", "👍🏽", "☺\u{fe0f}", "…", "👨\u{200d}❤\u{fe0f}\u{200d}👨", "x\u{200d}y"]
                 .map(|text| width_as(others, text))

@@ -465,7 +465,7 @@ fn password_typed_again_while_connecting_is_no_message() {
 }
 
 #[test]
-fn yes_typed_before_the_fingerprint_is_shown_is_no_answer() {
+fn yes_before_the_fingerprint_is_shown_is_not_an_answer() {
     let server = Server::start();
     let (gate, terminal) = (Gate::before(&server), Terminal::new());
     gate.hold_answers(true);
@@ -686,7 +686,7 @@ fn paste_holds_no_keys_and_several_lines_need_a_second_enter() {
 }
 
 #[test]
-fn lines_without_paste_marks_are_a_paste_all_the_same() {
+fn lines_without_paste_marks_are_a_paste_too() {
     let (_server, terminal, mut bob) = alice_and_bob();
     // Without marks, as a terminal without bracketed paste sends it.
     terminal.text("one\r/exit\r");
@@ -851,7 +851,7 @@ fn cursor_stands_where_the_terminal_shows_it_behind_emoji() {
 }
 
 #[test]
-fn address_is_a_link_and_nothing_of_it_a_sequence() {
+fn address_is_a_link_and_contains_no_sequence() {
     let (_server, terminal, mut bob) = alice_and_bob();
     terminal.record();
     let address = format!("https://example.org/{}", "long/".repeat(20));
@@ -1359,7 +1359,7 @@ fn signal_ends_a_client_whose_terminal_accepts_no_output() {
 }
 
 #[test]
-fn where_nobody_could_let_it_go_on_a_client_is_not_suspended() {
+fn client_that_nobody_could_continue_is_not_suspended() {
     let (server, mut terminal) = (Server::start(), Terminal::new());
     terminal.enter(&format!("exec {}", terminal.unasked(server.port, "alice")));
     terminal.wait("a login", |screen| screen.contains(" · alice · 1 person"));

@@ -306,7 +306,7 @@ mod tests {
 
     /// PROTOCOL#ack-true.
     #[test]
-    fn no_ack_is_lower_than_what_a_resumption_has_said() {
+    fn ack_is_never_below_the_count_of_a_resumption() {
         let (inbox, queue, _) = inbox();
         for _ in 0..100 {
             inbox.frame(Some(Event::Tick), 10);

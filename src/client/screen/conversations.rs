@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn half_typed_line_stays_in_its_view_unless_behind_a_command() {
+    fn half_typed_line_stays_in_its_view_unless_after_a_command() {
         let mut views = Conversations::default();
         let write = |views: &mut Conversations, text: &str| {
             views.current_mut().editor.key(&Key::Paste(text.into()));

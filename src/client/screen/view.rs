@@ -678,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn wrapped_address_leads_as_a_whole_from_each_row() {
+    fn wrapped_address_is_a_whole_link_in_each_row() {
         let text = "see https://example.org/a/rather/long/path?to=the#end, @carol";
         with_frame(vec![said(text)], 0, (40, 8), |frame| {
             let linked =

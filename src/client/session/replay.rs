@@ -202,7 +202,7 @@ mod tests {
 
     /// PROTOCOL#check-again, PROTOCOL#check-sequence.
     #[test]
-    fn old_text_that_is_sent_again_begins_a_conversation() {
+    fn old_resent_message_begins_a_conversation() {
         let mut seen = Replay::default();
         for session in 0..100 {
             let fresh = Header { time: 1000 + u64::from(session), ..header(session, None, 1) };

@@ -251,7 +251,7 @@ fn text_reported_delivered_and_stale_is_shown_once() {
 
 /// PROTOCOL#check-again.
 #[test]
-fn message_of_an_unknown_id_is_marked_unless_it_must_be_new() {
+fn message_with_an_unknown_id_is_marked_unless_it_is_new() {
     let mut net = Net::new();
     let mut again = |began: u64, id: u8, sequence: u64| {
         net.sessions[0].incoming.began = Some(began);
@@ -348,7 +348,7 @@ fn exit_waits_for_sent_messages_even_without_a_connection() {
 }
 
 #[test]
-fn session_that_is_over_lets_go_of_everything_and_says_no_more() {
+fn ended_session_releases_everything_and_reports_no_more() {
     let mut net = Net::new();
     net.bob_sends(Kind::FileOffer, Scope::Private, 1, NOW, &offer(1));
     net.type_in(0, "/acceptfile");
@@ -368,7 +368,7 @@ fn session_that_is_over_lets_go_of_everything_and_says_no_more() {
 
 /// What follows a refused `/room` or `/view` was meant for somebody.
 #[test]
-fn line_behind_a_refused_change_of_conversation_goes_nowhere() {
+fn line_after_a_refused_change_of_conversation_goes_nowhere() {
     for refused in [
         "/view bob2",
         "/view bob,",
@@ -1248,7 +1248,7 @@ fn damaged_record_is_not_called_a_changed_key() {
 
 /// README#one-folder.
 #[test]
-fn decision_in_another_client_of_the_folder_counts() {
+fn decision_of_another_client_of_the_folder_counts() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     net.settle();
@@ -1277,7 +1277,7 @@ fn decision_in_another_client_of_the_folder_counts() {
 }
 
 #[test]
-fn answer_to_files_is_waited_for_at_the_end() {
+fn exit_waits_for_the_answer_to_files() {
     let mut net = Net::new();
     net.type_in(0, "/files");
     let mut quits = |event: Event| {

@@ -425,7 +425,7 @@ mod tests {
 
     /// PROTOCOL#newest-certificate.
     #[test]
-    fn older_certificate_is_refused_also_after_a_restart() {
+    fn older_certificate_is_refused_even_after_a_restart() {
         let (folder, now) = (Folder::new(), clock::now_ms());
         let open = |server: &str| folder.open(server).expect("files");
         let [bob, carol]: [Username; 2] = ["bob", "carol"].map(|name| name.parse().expect("name"));

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn emoji_are_never_halved() {
+    fn emoji_are_never_split() {
         use Key::{Alt, Backspace, Ctrl, Delete, Home, Left, Right, WordLeft, WordRight};
         for emoji in ["🇩🇪", "👨‍👩‍👧‍👦", "👩🏽‍❤️‍💋‍👨🏽", "👍🏽", "#️⃣", "1️⃣", "-\u{301}", "🏳️‍🌈"]
         {

@@ -281,14 +281,14 @@ mod tests {
     }
 
     #[test]
-    fn answer_about_the_cursor_is_one_only_in_the_rows_of_samples() {
+    fn cursor_report_counts_only_in_the_rows_of_samples() {
         for (row, column) in [(1, 3), (2, 5), (0, 0), (9, 3), (5, 9)] {
             assert!(!has_measured(row, column), "a key that looks like one, or nothing new: {row} {column}");
         }
     }
 
     #[test]
-    fn without_color_there_is_still_bold() {
+    fn bold_remains_without_colour() {
         let out = painter(false, &[]).difference(&frame(&["one"])).expect("a string");
         assert!(out.contains("\x1b[1mone") && !out.contains("38;5"), "{out:?}");
     }

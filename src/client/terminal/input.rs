@@ -642,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn control_string_is_discarded_whole() {
+    fn control_string_is_discarded_completely() {
         for begin in
             ["\x1b]", "\x1bP", "\x1b_", "\x1b^", "\x1bX", "\u{9d}", "\u{90}", "\u{9f}", "\u{9e}", "\u{98}"]
         {

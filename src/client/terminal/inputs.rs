@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_typed_while_nobody_takes_them_are_dropped() {
+    fn keys_typed_while_nothing_reads_them_are_dropped() {
         let mut inputs = with(&[(b"secret\ryes\r", 0)]);
         while inputs.key() != Some(Key::Enter) {}
         inputs.taken_by(Taker::Nobody);
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_several_reads_are_handed_on_together() {
+    fn lines_of_several_reads_are_passed_on_together() {
         let mut inputs = with(&[(b"one\rtwo", 0), (b"\r", 0), (b"/exit\r", 0), (b"typed\r", 1)]);
         let reads: Vec<_> =
             inputs.next(LONG).0.into_iter().map(|keys| Pastes::default().join(keys).to_vec()).collect();
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn signals_are_kept_for_a_screen_that_is_busy() {
+    fn signals_are_kept_while_the_screen_is_busy() {
         let mut inputs = Inputs::new();
         inputs.taken_by(Taker::Screen);
         for signal in [SIGWINCH, SIGTSTP, SIGCONT, SIGWINCH, SIGTERM] {
