@@ -58,6 +58,8 @@ fn run(editor: &str, path: &Path) -> Result<(), String> {
     shell.arg("-c").arg(format!("trap : INT QUIT; {editor} \"$@\"")).arg(editor).arg(path);
     match shell.status().map_err(|error| failed(disk::reason(&error)))? {
         status if status.success() => Ok(()),
+        // POSIX, sh: exit status for commands.
+        status if status.code() == Some(127) => Err(failed("no such command".into())),
         status => Err(failed(status.to_string())),
     }
 }
@@ -135,7 +137,7 @@ mod tests {
             ("printf ' \\n\\n' > \"$1\"", "the text is empty"),
             ("exit 3", "failed (exit status: 3)"),
             ("rm \"$1\"", "message.txt"),
-            ("no-such-editor", "failed (exit status: 127)"),
+            ("no-such-editor", "failed (no such command)"),
         ] {
             let (result, stays) = written(script, "begun");
             let error = result.expect_err(script);
