@@ -21,6 +21,7 @@ const MAX_VIEWS: usize = 50;
 const NEW: &str = "new";
 
 /// One view.
+#[derive(Default)]
 pub struct Conversation {
     /// The partner; `None` for everyone.
     pub with: Option<Username>,
@@ -50,20 +51,7 @@ pub struct Conversation {
 
 impl Conversation {
     fn new(with: Option<Username>) -> Conversation {
-        Conversation {
-            with,
-            entries: VecDeque::new(),
-            bytes: 0,
-            editor: Editor::for_messages(),
-            scroll: 0,
-            newer: 0,
-            unseen: 0,
-            unread: 0,
-            marked: false,
-            touched: 0,
-            visited: false,
-            trust: None,
-        }
+        Conversation { with, editor: Editor::for_messages(), ..Conversation::default() }
     }
 
     /// The reasons to keep it, most important first: a stranger's messages must not close a friend's view.

@@ -19,6 +19,7 @@ pub const LONGEST_QUEUE: Duration = Duration::from_millis(300);
 const REFRESH: Duration = Duration::from_secs(10);
 
 /// The chunks in flight of one transfer, and their limit.
+#[derive(Default)]
 pub struct Window {
     /// The current limit, at most `limit`.
     size: u32,
@@ -57,16 +58,7 @@ struct Round {
 impl Window {
     /// A window for at most `limit` chunks. `sharing` is the number of transfers on the line, including this one.
     pub fn new(limit: u32, sharing: u32) -> Window {
-        Window {
-            size: (FIRST / sharing.max(1)).max(1),
-            limit,
-            granted: 0,
-            arrived: 0,
-            grants: VecDeque::new(),
-            base: None,
-            round: Round::default(),
-            measuring: false,
-        }
+        Window { size: (FIRST / sharing.max(1)).max(1), limit, ..Window::default() }
     }
 
     /// The number of granted chunks that have not arrived.
