@@ -13,10 +13,10 @@ use unicode_normalization::char::is_public_assigned;
 pub enum Command {
     /// A message to the current audience.
     Say(String),
-    /// One private message to this user.
-    Message(Username, String),
-    /// Opens the conversation with this user and a room in it; `None` reports the current audience.
-    Room(Option<Username>),
+    /// One message to these users.
+    Message(Vec<Username>, String),
+    /// Opens the conversation with these users and a room in it; without names, reports the current audience.
+    Room(Vec<Username>),
     /// Leaves the room, or closes the conversation.
     Leave,
     /// Shows another view, without notifying anybody.
@@ -72,8 +72,8 @@ pub enum View {
     Everyone,
     /// The view with this number, from 1.
     Number(usize),
-    /// The view of the conversation with this user.
-    With(Username),
+    /// The view of the conversation with these users.
+    With(Vec<Username>),
 }
 
 /// A command: how it is typed, explained and parsed. Completion reads the usage.
@@ -99,15 +99,16 @@ type Parse = fn(&mut Words<'_>) -> Result<Command, Wrong>;
 
 /// All commands, as `/help` lists them.
 pub const COMMANDS: [Usage; 23] = [
-    usage("msg", "/msg NAME TEXT", "send one private message", |words| {
-        let (name, text) = (words.user()?, words.rest().ok_or(Wrong::Usage)?);
+    usage("msg", "/msg NAME TEXT", "send one message; to several: bob,carol", |words| {
+        let names = users(words.next().ok_or(Wrong::Usage)?)?;
+        let text = words.rest().ok_or(Wrong::Usage)?;
         if !text.contains(is_visible) {
             return Err(Wrong::Because("this message has no visible text: it was not sent".into()));
         }
-        Ok(Command::Message(name, text.into()))
+        Ok(Command::Message(names, text.into()))
     }),
-    usage("room", "/room NAME", "talk to NAME alone; /leave returns", |words| {
-        Ok(Command::Room(words.next().map(user).transpose()?))
+    usage("room", "/room NAME...", "talk to these users alone; /leave returns", |words| {
+        Ok(Command::Room(words.rest().map_or(Ok(Vec::new()), users)?))
     }),
     usage("leave", "/leave", "leave the room and talk to everyone again", |_| Ok(Command::Leave)),
     usage("view", "/view [NAME or N]", "go to another view (Alt-N), or back to everyone", |words| {
@@ -116,7 +117,7 @@ pub const COMMANDS: [Usage; 23] = [
             Some(word) if word.eq_ignore_ascii_case("everyone") => View::Everyone,
             Some(word) => match word.trim_start_matches('#').parse() {
                 Ok(number) => View::Number(number),
-                Err(_) => View::With(user(word)?),
+                Err(_) => View::With(users(word)?),
             },
         }))
     }),
@@ -226,7 +227,15 @@ fn split(text: &str) -> (&str, &str) {
 
 fn user(word: &str) -> Result<Username, Wrong> {
     let name = word.strip_prefix('@').unwrap_or(word);
+    if name.is_empty() {
+        return Err(Wrong::Usage);
+    }
     name.parse().map_err(|error| Wrong::Because(format!("{name} is not a valid name: {error}")))
+}
+
+/// Names between spaces or commas.
+fn users(words: &str) -> Result<Vec<Username>, Wrong> {
+    words.replace(", ", " ").split_whitespace().flat_map(|word| word.split(',')).map(user).collect()
 }
 
 /// The command that is being typed, once it is unambiguous; otherwise `None`.
@@ -306,7 +315,7 @@ pub fn parse(line: &str) -> Result<Command, String> {
     {
         // Only the first line is the command: no other line becomes an argument by accident.
         return match parse(first)? {
-            Command::Message(name, text) => Ok(Command::Message(name, format!("{text}\n{rest}"))),
+            Command::Message(names, text) => Ok(Command::Message(names, format!("{text}\n{rest}"))),
             Command::Edit(text) => Ok(Command::Edit(format!("{text}\n{rest}"))),
             _ => {
                 Err("this command takes one line: put a second / before it to send all lines as text".into())
@@ -453,16 +462,21 @@ mod tests {
             ("//etc/passwd", Command::Say("/etc/passwd".into())),
             ("  ", Command::Nothing),
             ("", Command::Nothing),
-            ("/msg bob  hi  there ", Command::Message(name("bob"), "hi  there ".into())),
-            ("/msg @bob hi", Command::Message(name("bob"), "hi".into())),
-            ("/ROOM bob", Command::Room(Some(name("bob")))),
-            ("/room", Command::Room(None)),
+            ("/msg bob  hi  there ", Command::Message(vec![name("bob")], "hi  there ".into())),
+            ("/msg @bob hi", Command::Message(vec![name("bob")], "hi".into())),
+            ("/ROOM bob", Command::Room(vec![name("bob")])),
+            ("/room", Command::Room(vec![])),
+            ("/room bob  @carol ", Command::Room(vec![name("bob"), name("carol")])),
+            ("/room bob, carol,dave", Command::Room(["bob", "carol", "dave"].map(name).into())),
+            ("/msg bob,@carol hi", Command::Message(vec![name("bob"), name("carol")], "hi".into())),
+            ("/msg bob carol", Command::Message(vec![name("bob")], "carol".into())),
+            ("/view bob,carol", Command::View(View::With(vec![name("bob"), name("carol")]))),
             ("/view", Command::View(View::Everyone)),
             ("/view Everyone", Command::View(View::Everyone)),
             ("/view 2", Command::View(View::Number(2))),
             ("/view #12", Command::View(View::Number(12))),
-            ("/view bob", Command::View(View::With(name("bob")))),
-            ("/view @2", Command::View(View::With(name("2")))),
+            ("/view bob", Command::View(View::With(vec![name("bob")]))),
+            ("/view @2", Command::View(View::With(vec![name("2")]))),
             ("/mouse", Command::Mouse),
             ("/history", Command::History(20)),
             ("/history 5", Command::History(5)),
@@ -497,7 +511,7 @@ mod tests {
         for (line, command) in [
             ("hi\n/exit", Command::Say("hi\n/exit".into())),
             ("//exit\n/exit", Command::Say("/exit\n/exit".into())),
-            ("/msg bob hi \n/exit\n", Command::Message(name("bob"), "hi \n/exit".into())),
+            ("/msg bob hi \n/exit\n", Command::Message(vec![name("bob")], "hi \n/exit".into())),
             ("/edit hi\n/exit", Command::Edit("hi\n/exit".into())),
         ] {
             assert_eq!(parse(line), Ok(command), "{line:?}");

@@ -68,10 +68,15 @@ fn argument(line: &str) -> Option<Place<'_>> {
     let usage = COMMANDS.iter().find(|usage| usage.name.eq_ignore_ascii_case(word))?;
     let mut rest = rest.trim_start();
     for kind in usage.usage.split(' ').skip(1) {
+        // The last of several names.
+        if kind.contains("NAME...") {
+            rest = rest.rsplit(' ').next().unwrap_or(rest);
+        }
         match (kind, rest.split_once(' ')) {
             ("PATH", _) => return Some(Place::File(rest)),
             (_, Some((_, after))) => rest = after.trim_start(),
-            ("NAME" | "[NAME]" | "[NAME", None) => {
+            (kind, None) if kind.contains("NAME") => {
+                let rest = rest.rsplit(',').next().unwrap_or(rest);
                 return Some(Place::Person(rest.strip_prefix('@').unwrap_or(rest), "", " "));
             }
             ("[COMMAND]", None) => return Some(Place::Command(rest.strip_prefix('/').unwrap_or(rest))),

@@ -3,7 +3,7 @@
 //! Invariant: names are valid and texts are already sanitised (see [`super::text`]); only what the sender signed
 //! decides where an entry belongs.
 
-use super::audience::Audience;
+use super::audience::{Audience, Partners};
 use super::store::trust::Trust;
 use super::text::quoted;
 use crate::name::Username;
@@ -14,9 +14,9 @@ use std::cell::Cell;
 pub enum Place {
     /// The conversation of all online users.
     Everyone,
-    /// The conversation with one user.
-    With(Username),
-    /// In the view of everyone, and in the conversation with this user if there is one: joins and departures.
+    /// The conversation with these users.
+    With(Partners),
+    /// In the view of everyone, and in the conversations with this user: joins and departures.
     About(Username),
     /// The view that is shown.
     Here,
@@ -27,10 +27,22 @@ pub enum Place {
 pub enum SendState {
     /// The server has not answered yet.
     UnderWay,
-    /// The server has accepted it for at least one recipient.
+    /// The server has accepted it for its recipients, of a broadcast for at least one.
     Taken,
+    /// Only some members of the room received it: how many, and why the others did not.
+    Partly(String),
     /// Nobody received it, for this reason.
     Failed(String),
+}
+
+impl SendState {
+    /// Why recipients did not receive it, if so.
+    pub fn problem(&self) -> Option<&str> {
+        match self {
+            SendState::UnderWay | SendState::Taken => None,
+            SendState::Partly(why) | SendState::Failed(why) => Some(why),
+        }
+    }
 }
 
 /// The source of an entry.
@@ -67,10 +79,7 @@ impl Source {
     /// The view of a message that `me` has sent or received; anything else belongs to the view that is shown.
     pub fn place(&self, me: &Username) -> Place {
         match self {
-            Source::User { from, to } => match to.recipient() {
-                Some(to) => Place::With(if from == me { to } else { from }.clone()),
-                None => Place::Everyone,
-            },
+            Source::User { from, to } => to.partners(from, me).map_or(Place::Everyone, Place::With),
             _ => Place::Here,
         }
     }
@@ -123,7 +132,7 @@ impl Entry {
     pub fn whole(&self) -> String {
         let text = self.text.replace('\n', "⏎");
         match &self.source {
-            Source::User { from, to } => match to.recipient() {
+            Source::User { from, to } => match to.partners(from, from) {
                 Some(to) => format!("<{from} -> {to}> {text}"),
                 None => format!("<{from}> {text}"),
             },

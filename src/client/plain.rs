@@ -14,6 +14,7 @@ use super::path::typed_path;
 use super::printer::Printer;
 use super::session::{Display, Event, Exit, FAREWELL, NotText, Session};
 use super::terminal::signals::{obey, on_signals};
+use super::text::quoted;
 use crate::clock;
 use crate::crypto::envelope::MAX_TEXT;
 use crate::sync::spawn;
@@ -124,7 +125,12 @@ impl Front for Plain {
             Display::Entry(entry) if entry.source == Source::Recalled && !self.times => {
                 self.printer.print(format!("* {} {}", clock::date_minute(entry.time), entry.text));
             }
-            Display::Entry(entry) => self.printer.print_at(entry.time, entry.line()),
+            Display::Entry(entry) => {
+                self.printer.print_at(entry.time, entry.line());
+                if let Some((_, SendState::Partly(why))) = &entry.sending {
+                    self.printer.print(format!("! delivered to {why} ({})", quoted(&entry.text)));
+                }
+            }
             Display::Progress(text) => self.printer.print(format!("* {text}")),
             Display::View(_) => {
                 self.printer.print("! views have no numbers in plain mode: use /view NAME".into());

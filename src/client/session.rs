@@ -137,7 +137,7 @@ impl Session {
         self.online.report(cx, matches!(event, Event::Line(_)));
         match event {
             Event::Line(line) => self.line(&line),
-            Event::Switch(partner) => self.talk.go_to(cx, partner),
+            Event::Switch(partners) => self.go_to(partners),
             Event::Resend(number) => {
                 self.outbox.send_again(cx, &mut self.contacts, &self.online, number);
             }
@@ -203,7 +203,7 @@ impl Session {
             match self.outbox.next_outcome() {
                 Some(Outcome::Opened(name)) => self.talk.opened(cx, &name, self.contacts.trust(&name)),
                 Some(Outcome::NotOpened(name)) => {
-                    self.talk.close(&name);
+                    self.talk.close(&name.into());
                 }
                 Some(Outcome::FileMessage { transfer, kind, missed }) => {
                     self.files.settled(cx, transfer, kind, missed);
@@ -360,7 +360,7 @@ impl Session {
     }
 
     fn open(&mut self, message: &EncryptedMessage) {
-        let opened = self.incoming.open(&mut self.cx, &self.contacts, message);
+        let opened = self.incoming.open(&mut self.cx, &self.contacts, &self.online, message);
         if let Some(received) = opened
             && let Err(why) = self.deliver(&received)
         {
@@ -369,15 +369,14 @@ impl Session {
     }
 
     /// Passes an envelope to the part that handles its kind.
-    fn deliver(&mut self, Received { header, text }: &Received) -> Result<(), String> {
+    fn deliver(&mut self, Received { header, to, text }: &Received) -> Result<(), String> {
         let (cx, from) = (&mut self.cx, &header.from);
         match header.kind {
             Kind::RoomOpened => self.talk.partner_opened(cx, from),
             Kind::RoomLeft => self.talk.partner_left(cx, from),
             Kind::Message => {
-                let to = Audience::new(header.scope, header.recipient.clone());
-                let to = to.ok_or("its fields contradict each other")?;
-                self.show_received(Source::User { from: from.clone(), to }, sanitise_lines(text));
+                let source = Source::User { from: from.clone(), to: to.clone() };
+                self.show_received(source, sanitise_lines(text));
             }
             Kind::FileOffer => {
                 self.files.offered(cx, from, text)?;

@@ -10,9 +10,9 @@ use super::public::{Fingerprint, IdentityPublicKey, RSA_BYTES, SessionPublicKey,
 use super::secret::{Key, random};
 use super::{CryptoError, Fields, label};
 use crate::encoding::{Bytes, Fixed, Joined, words};
-use crate::name::Username;
 /// A kind or scope of a later version, as it is on the wire: at most 32 bytes. PROTOCOL#later-versions.
 pub use crate::name::Word;
+use crate::name::{MAX_NAME, Username};
 use miniserde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -20,8 +20,12 @@ use zeroize::Zeroizing;
 pub const BUCKET: usize = 256;
 /// The longest text of a message, in bytes.
 pub const MAX_TEXT: usize = 32 * 1024;
-/// The longest ciphertext, in bytes: the longest text with its length and padding.
-pub const MAX_CIPHERTEXT: usize = MAX_TEXT + BUCKET;
+/// The most members of a room, its author included.
+pub const MAX_MEMBERS: usize = 32;
+/// The longest plaintext, in bytes: the members of the largest room and the longest text.
+pub const MAX_PLAINTEXT: usize = 1 + MAX_MEMBERS * (1 + MAX_NAME) + MAX_TEXT;
+/// The longest ciphertext, in bytes: the longest plaintext with its length and padding.
+pub const MAX_CIPHERTEXT: usize = (4 + MAX_PLAINTEXT).next_multiple_of(BUCKET);
 
 words! {
     /// What an envelope contains. It is signed: one kind is never taken for another.
@@ -57,7 +61,7 @@ words! {
         Broadcast = "broadcast",
         /// One user, outside a room.
         Private = "private",
-        /// One user, in the room of the two.
+        /// One member of a room. The text of a message begins with all members.
         Room = "room",
     } else
     /// A scope of a later version, for one user or for everyone.
@@ -199,9 +203,9 @@ impl Sealed {
     /// Encrypts and signs `text` under a new key; about 2 ms.
     ///
     /// # Panics
-    /// If `text` is longer than [`MAX_TEXT`]: callers limit what users type.
+    /// If `text` is longer than [`MAX_PLAINTEXT`]: callers limit what users type.
     pub fn seal(header: Header, identity: &IdentityKey, text: &[u8]) -> Sealed {
-        assert!(text.len() <= MAX_TEXT, "texts are limited where they are typed");
+        assert!(text.len() <= MAX_PLAINTEXT, "texts are limited where they are typed");
         // PROTOCOL#message-key.
         let key = Key::random();
         let commitment = commitment(&key);
@@ -274,7 +278,7 @@ impl Verified<'_> {
         }
         let mut text = Zeroizing::new(body.ciphertext.0.clone());
         primitives::eax_open(&key, &body.nonce.0, 0, encoded, &mut text, &body.tag.0)?;
-        let text = unpad(&text, MAX_TEXT).ok_or(CryptoError::BadCiphertext)?;
+        let text = unpad(&text, MAX_PLAINTEXT).ok_or(CryptoError::BadCiphertext)?;
         Ok(Zeroizing::new(text.to_vec()))
     }
 }

@@ -83,7 +83,7 @@ fn check(sender: &Session, send: &mut EncryptedSend) -> Result<(), (ErrorCode, &
         return Err((ErrorCode::WrongSender, "from is not the name you are logged in with"));
     }
     if body.ciphertext.0.len() > MAX_CIPHERTEXT {
-        return Err((ErrorCode::Malformed, "the ciphertext has more than 33,024 bytes"));
+        return Err((ErrorCode::Malformed, "the ciphertext has more than 34,048 bytes"));
     }
     let bad = |text| Err((ErrorCode::BadTargets, text));
     match (header.scope, &header.recipient) {

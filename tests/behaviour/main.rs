@@ -6,6 +6,7 @@ mod history;
 mod login;
 mod password;
 mod reconnect;
+mod rooms;
 #[path = "../support/mod.rs"]
 mod support;
 mod terminal;

@@ -562,6 +562,44 @@ fn conversation_has_its_view_and_the_prompt_names_it() {
     terminal.expect(" everyone · online");
 }
 
+/// PROTOCOL#open-room, PROTOCOL#room-copies.
+#[test]
+fn screen_names_all_members_and_resends_to_those_who_missed_it() {
+    let (server, terminal, mut bob) = alice_and_bob();
+    let mut carol = server.client("carol").ready();
+    terminal.expect("* carol is online");
+    terminal.text("/room car\t");
+    terminal.expect_last("> /room carol ");
+    terminal.enter("BOB");
+    let screen = terminal.expect("* the room of bob (new), carol (new) and you is open; /leave closes it");
+    assert!(screen.contains(" 1 everyone  [2 room with bob?, carol?] · new · online"), "{screen}");
+    terminal.expect_last("bob, carol>");
+    terminal.ask("hello both", "(room alice → bob, carol?) hello both ✓");
+    bob.expect("<alice -> bob, carol> hello both");
+    carol.expect("<alice -> bob, carol> hello both");
+    // A reply is in the same view, and counts as unread elsewhere.
+    terminal.keys(&["M-1"]);
+    bob.say("/msg alice,carol a reply");
+    terminal.expect(" [1 everyone]  2 bob?, carol? (1) · online");
+    terminal.keys(&["M-2"]);
+    terminal.expect("(room bob? → alice, carol) a reply");
+    // One member is away.
+    let home = carol.home.clone();
+    carol.leaves();
+    terminal.expect("* carol has left");
+    terminal.ask("where are you?", "✓ 1 of 2: carol is offline; Alt-R sends it to them again");
+    bob.expect("<alice -> bob, carol> where are you?");
+    let mut carol = server.client_in(&home, "carol", &[]).ready();
+    terminal.expect("* carol is online");
+    terminal.keys(&["M-r"]);
+    terminal.expect("(room alice → bob, carol?) where are you? ✓");
+    carol.expect("<alice -> bob, carol> where are you?");
+    terminal.ask("/leave", "* conversation with bob, carol closed; you are talking to everyone");
+    terminal.expect(" everyone · online");
+    let lines = bob.leaves();
+    assert_eq!(lines.iter().filter(|line| line.contains("where are you?")).count(), 1, "{lines:#?}");
+}
+
 #[test]
 fn failed_message_shows_why_and_one_key_resends_it() {
     let (server, terminal, bob) = alice_and_bob();
@@ -583,7 +621,7 @@ fn escape_and_a_command_that_come_together_are_both_taken() {
     terminal.text("\u{1b}/help room");
     terminal.expect("> /help room ");
     terminal.keys(&["Enter"]);
-    terminal.expect("talk to NAME alone; /leave returns");
+    terminal.expect("talk to these users alone; /leave returns");
     terminal.enter("and a message");
     assert_eq!(bob.expect("<alice>"), "<alice> and a message");
 }
@@ -1057,11 +1095,11 @@ fn commands_are_explained_and_mistyped_ones_never_sent() {
     let (_server, terminal, mut bob) = alice_and_bob();
     terminal.enter("/help");
     let screen = terminal.expect("any other line goes to");
-    for command in ["/msg NAME TEXT", "/room NAME", "/leave", "/verify NAME", "/trust NAME", "/exit"] {
+    for command in ["/msg NAME TEXT", "/room NAME...", "/leave", "/verify NAME", "/trust NAME", "/exit"] {
         assert!(screen.contains(command), "{command}:\n{screen}");
     }
     terminal.ask("/hlep", "there is no command /hlep: did you mean /help?");
-    terminal.ask("/help room", "talk to NAME alone; /leave returns");
+    terminal.ask("/help room", "talk to these users alone; /leave returns");
     terminal.enter("/clear");
     terminal.wait("an empty screen", |screen| !screen.contains("/hlep") && screen.contains("everyone ·"));
     terminal.ask("//hlep is not a command", "<alice> /hlep is not a command ✓");

@@ -51,13 +51,15 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
             }
         }
     }
-    // The messages sent: sender, recipient or none, numbers from 0.
-    let mut said: BTreeMap<(usize, Option<usize>), u64> = BTreeMap::new();
-    let mut say = |people: &mut [Client], from: usize, to: Option<usize>| {
+    // The messages sent: sender, recipients (none for everyone), numbers from 0.
+    let mut said: BTreeMap<(usize, BTreeSet<String>), u64> = BTreeMap::new();
+    let mut say = |people: &mut [Client], from: usize, to: &[usize]| {
+        let to: BTreeSet<String> = to.iter().map(|n| names[*n].clone()).collect();
+        let list = to.iter().map(String::as_str).collect::<Vec<_>>().join(",");
         let count = said.entry((from, to)).or_default();
-        match to {
-            Some(to) => people[from].say(&format!("/msg p{to} n{count}")),
-            None => people[from].say(&format!("n{count}")),
+        match list.as_str() {
+            "" => people[from].say(&format!("n{count}")),
+            list => people[from].say(&format!("/msg {list} n{count}")),
         }
         *count += 1;
         *count - 1
@@ -68,15 +70,17 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
             for _ in 0..BATCH.min(faults - done) {
                 let from = dice.below(PEOPLE as u64) as usize;
                 let to = (from + 1 + dice.below(PEOPLE as u64 - 1) as usize) % PEOPLE;
-                say(&mut people, from, None);
-                say(&mut people, from, Some(to));
+                let third = (0..PEOPLE).find(|third| *third != from && *third != to).expect("others");
+                say(&mut people, from, &[]);
+                say(&mut people, from, &[to]);
+                say(&mut people, from, &[to, third]);
                 fault(&gates[dice.below(PEOPLE as u64) as usize], &dice, scope);
                 // Spread the faults over different stages of a message.
                 thread::park_timeout(Duration::from_millis(dice.below(60)));
                 done += 1;
             }
             let read: Vec<usize> = people.iter().map(|person| person.output.seen.len()).collect();
-            let last: Vec<u64> = (0..PEOPLE).map(|from| say(&mut people, from, None)).collect();
+            let last: Vec<u64> = (0..PEOPLE).map(|from| say(&mut people, from, &[])).collect();
             for to in 0..PEOPLE {
                 for (from, n) in last.iter().enumerate() {
                     let line = format!("<p{from}> n{n}");
@@ -91,8 +95,10 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
     let outputs: Vec<Vec<String>> = people.iter().map(|person| person.output.seen.clone()).collect();
     drop(people);
     let (mut messages, mut told_of) = (0, 0);
-    for (&(from, to), &count) in &said {
-        let mark = to.map_or(format!("<p{from}> n"), |to| format!("<p{from} -> p{to}> n"));
+    for ((from, to), &count) in &said {
+        let from = *from;
+        let list = to.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let mark = if to.is_empty() { format!("<p{from}> n") } else { format!("<p{from} -> {list}> n") };
         let numbers = |lines: &[String]| -> Vec<u64> {
             let of = lines.iter().filter_map(|line| line.strip_prefix(&mark));
             of.map(|rest| rest.parse().expect("a number")).collect()
@@ -102,10 +108,8 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
             .filter(|line| line.starts_with("! "))
             .filter_map(|line| line.split("\"n").nth(1)?.split('"').next()?.parse().ok())
             .collect();
-        let recipients = match to {
-            Some(to) => vec![from, to],
-            None => (0..PEOPLE).collect(),
-        };
+        let is_meant = |n: &usize| to.is_empty() || *n == from || to.contains(&names[*n]);
+        let recipients: Vec<usize> = (0..PEOPLE).filter(is_meant).collect();
         for one in recipients {
             let seen = numbers(&outputs[one]);
             assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "{mark} at p{one}: {seen:?}");

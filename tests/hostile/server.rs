@@ -615,7 +615,7 @@ fn swapped_identity_key_stops_messages_until_it_is_trusted() {
     line.presence(&["alice"], &[]);
     bob.expect("* alice is online");
     bob.ask("/msg alice secret one", "! THE IDENTITY KEY OF alice HAS CHANGED");
-    bob.expect("! the key of alice has changed: your message was not delivered");
+    bob.expect("! the key of alice has changed: your message was not sent");
     line.say(&message(&swapped, private_to("bob", &session), 1, "held one", &session));
     line.say(&message(&swapped, EVERYONE, 1, "held two", &session));
     bob.ask("/msg alice secret two", "! THE IDENTITY KEY OF alice HAS CHANGED");
@@ -2318,4 +2318,138 @@ fn answer_about_one_user_reveals_nothing_about_another() {
     assert!(!remembered().contains("mallory"), "{}", remembered());
     bare.hear(ServerMessage::Keys(Keys { keys: vec![alice.shown()], unknown: vec![] }));
     assert!(remembered().contains("\"alice\""), "{}", remembered());
+}
+
+/// The list of members that precedes a room message, and the text.
+fn listed(names: &[&str], text: &str) -> Vec<u8> {
+    let mut bytes = vec![names.len() as u8];
+    for name in names {
+        bytes.push(name.len() as u8);
+        bytes.extend_from_slice(name.as_bytes());
+    }
+    [&bytes, text.as_bytes()].concat()
+}
+
+fn room_of_bob(session: &SessionPublicKey) -> (Scope, Option<(Username, Fingerprint)>) {
+    (Scope::Room, Some((name("bob"), session.fingerprint())))
+}
+
+/// PROTOCOL#check-members.
+#[test]
+fn wrong_list_of_members_is_refused() {
+    let mallory = person("mallory");
+    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
+    let say = |plaintext: &[u8], sequence: u64| {
+        let header = header(&mallory, room_of_bob(&session), sequence);
+        line.say(&sealed(&mallory, header, plaintext, &session));
+    };
+    let many: Vec<String> = (0..31).map(|n| format!("a{n:02}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).chain(["bob", "mallory"]).collect();
+    let mut endless = listed(&["bob", "mallory"], "hidden");
+    endless[0] = 255;
+    let wrong = [
+        listed(&["alice", "mallory"], "hidden"),
+        listed(&["alice", "bob"], "hidden"),
+        listed(&["bob"], "hidden"),
+        listed(&["mallory"], "hidden"),
+        listed(&[], "hidden"),
+        listed(&["mallory", "bob"], "hidden"),
+        listed(&["bob", "bob", "mallory"], "hidden"),
+        listed(&["Bob", "bob", "mallory"], "hidden"),
+        listed(&["Carol", "bob", "carol", "mallory"], "hidden"),
+        listed(&["Mallory", "bob", "mallory"], "hidden"),
+        listed(&["Bob", "mallory"], "hidden"),
+        listed(&["bob", "mallory", "x y"], "hidden"),
+        listed(&["", "bob", "mallory"], "hidden"),
+        listed(&["bob", "mallory", &"x".repeat(33)], "hidden"),
+        listed(&many, "hidden"),
+        endless,
+        b"hidden".to_vec(),
+        Vec::new(),
+    ];
+    for plaintext in &wrong {
+        say(plaintext, 1);
+    }
+    say(&listed(&many[1..], "from the largest room"), 1);
+    let shown = bob.expect("from the largest room");
+    assert!(
+        shown.starts_with("<mallory -> a01, a02, ") && shown.ends_with(", a30, bob> from the largest room")
+    );
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("hidden")), "{lines:#?}");
+    let refused = "! refused a message that claims to come from mallory: its list of members is invalid";
+    assert_eq!(times(&lines, refused), wrong.len() as u64, "{lines:#?}");
+}
+
+/// PROTOCOL#members, PROTOCOL#check-signature.
+#[test]
+fn message_of_one_room_is_never_shown_in_another() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice, &mallory]);
+    let seal = |from: &Person, to, names: &[&str], sequence| {
+        Sealed::seal(header(from, to, sequence), &from.identity, &listed(names, "a text"))
+    };
+    let say = |sealed: &Sealed, envelope: Envelope| line.say(&delivery(envelope, sealed.wrap_for(&session)));
+    // Each list is a room of its own.
+    for (names, sequence) in
+        [(&["alice", "bob"][..], 1), (&["alice", "bob", "carol"], 2), (&["alice", "bob", "dave"], 3)]
+    {
+        let sealed = seal(&alice, room_of_bob(&session), names, sequence);
+        say(&sealed, sealed.envelope.clone());
+        let others: Vec<&str> = names.iter().copied().filter(|name| *name != "alice").collect();
+        assert_eq!(bob.output.next().expect("a line"), format!("<alice -> {}> a text", others.join(", ")));
+    }
+    // The server moves it out of its room, or gives it to another room's sender.
+    let sealed = seal(&alice, room_of_bob(&session), &["alice", "bob", "carol"], 4);
+    let mut moved = sealed.envelope.clone();
+    moved.header.scope = Scope::Private;
+    say(&sealed, moved);
+    let mut moved = sealed.envelope.clone();
+    (moved.header.from, moved.header.identity) = (name("mallory"), mallory.identity.public().fingerprint());
+    say(&sealed, moved);
+    // A text of mallory's own that looks like a list is only a text.
+    let sealed = seal(&mallory, private_to("bob", &session), &["alice", "bob"], 1);
+    say(&sealed, sealed.envelope.clone());
+    bob.expect("<mallory -> bob> ");
+    let (_, lines) = bob.finish();
+    assert_eq!(times(&lines, REFUSED), 2, "{lines:#?}");
+    assert_eq!(lines.iter().filter(|line| line.starts_with("<alice") && line.contains("a text")).count(), 3);
+}
+
+/// PROTOCOL#check-recipient, PROTOCOL#check-sequence, PROTOCOL#room-copies.
+#[test]
+fn copy_of_one_member_is_refused_by_another() {
+    let server = Server::with(&["--no-tls"]);
+    let (to_bob, to_carol) = (Operator::before(&server), Operator::before(&server));
+    let mut alice = server.client("alice").ready();
+    let mut bob = to_bob.client(&Arc::new(Folder::new()), "bob").ready();
+    let mut carol = to_carol.client(&Arc::new(Folder::new()), "carol").ready();
+    alice.meets("bob");
+    alice.meets("carol");
+    let (sender, caught) = channel();
+    to_bob.messages(move |message| {
+        if matches!(message, ServerMessage::EncryptedMessage(_)) {
+            let _ = sender.send(copy(&message));
+        }
+        vec![message]
+    });
+    // Carol's copy is withheld, and she gets bob's.
+    to_carol.messages(|message| {
+        if matches!(message, ServerMessage::EncryptedMessage(_)) { vec![] } else { vec![message] }
+    });
+    alice.ask("/msg bob,carol one", "<alice -> bob, carol> one");
+    bob.expect("<alice -> bob, carol> one");
+    let of_bob = caught.recv_timeout(DEADLINE).expect("it passed");
+    to_carol.inject(&of_bob);
+    assert!(carol.expect(REFUSED).contains("for another user"));
+    // Bob's own copy is accepted once.
+    to_bob.inject(&of_bob);
+    assert!(bob.expect(REFUSED).contains("a duplicate"));
+    // The withheld copy is missing.
+    to_carol.messages(|message| vec![message]);
+    alice.ask("/msg bob,carol two", "<alice -> bob, carol> two");
+    carol.expect("! 1 message from alice is missing");
+    carol.expect("<alice -> bob, carol> two");
+    let (_, lines) = carol.finish();
+    assert!(!lines.iter().any(|line| line.ends_with("> one")), "{lines:#?}");
 }

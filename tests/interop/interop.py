@@ -231,15 +231,19 @@ def vectors_envelopes(v):
         check(envelope.header().hex() == x["header"], f"header of {x['what']}")
         check(envelope.signed().hex() == x["signed"], f"signed bytes of {x['what']}")
         check(m.sha256(envelope.header()).hex() == x["oaep_label"] and m.sha256(envelope.signed()).hex() == x["signed_sha256"], "hashes")
-        check(m.pad(unhex(x["text"])).hex() == x["padded"], f"padding of {x['what']}")
+        check(m.pad(unhex(x["plaintext"])).hex() == x["padded"], f"padding of {x['what']}")
+        listed = m.member_list(x["members"]) if x["members"] else b""
+        check((listed + unhex(x["text"])).hex() == x["plaintext"], f"members of {x['what']}")
         wire = {key: value for key, value in message.items() if value is not None and key not in ("type", "key")}
         check(envelope.wire() == wire, f"members of {x['what']}")
         client._on_encrypted_message(message)
         shown = [event for event in client.events if event.kind == message["kind"]]
         check(len(shown) == 1 and shown[0].text == unhex(x["text"]).decode(), f"{x['what']}: {list(client.events)}")
+        check(shown[0].members == x["members"], f"members of {x['what']}: {shown}")
     codes = {"a commitment to another key": "commitment", "the label of another header": "unwrap", "no label": "unwrap", "a key of 31 bytes": "unwrap",
              "the counter of a file's chunk": "decrypt", "other associated data": "decrypt", "the id of another key": "key_id"}
-    for x in v["wrong_envelopes"]:
+    codes.update({x["what"]: "members" for x in v["wrong_lists"]})
+    for x in v["wrong_envelopes"] + v["wrong_lists"]:
         client = recipient_of_vectors(v, session)
         client._on_encrypted_message(m.parse(x["line"].encode()))
         event, code = client.events[-1], codes.get(x["what"], "padding")
@@ -287,7 +291,7 @@ def shown(text):
 # PROTOCOL#encrypted_send, PROTOCOL#sent, PROTOCOL#encrypted_message.
 def python_to_rust(world, alice, *rusts):
     for text in TEXTS:
-        jobs = [alice.broadcast(text), alice.send("bob", text), alice.room("bob", text)]
+        jobs = [alice.broadcast(text), alice.send("bob", text), *alice.room(["bob"], text)]
         for rust in rusts:
             rust.expect(f"<alice> {shown(text)}")
         for _ in jobs[1:]:
@@ -313,9 +317,24 @@ def rooms(world, alice, bob):
     for kind, scope, text in (("room_opened", "room", ""), ("message", "room", "in the room"), ("room_left", "room", ""), ("message", "broadcast", "outside")):
         event = world.event(alice, kind, name="bob")
         check((event.scope, event.text) == (scope, text), event)
-    world.delivered(alice.room("bob", "still here"), alice.leave_room("bob"))
+    world.delivered(*alice.room(["bob"], "still here"), alice.leave_room("bob"))
     bob.expect("<alice -> bob> still here")
     bob.expect("* alice has left the room")
+
+
+# PROTOCOL#members, PROTOCOL#room-copies.
+def room_of_three(world, alice, bob, carol):
+    world.delivered(*alice.room(["bob", "carol"], "the three of us"))
+    for rust in (bob, carol):
+        rust.expect("<alice -> bob, carol> the three of us")
+    bob.say("/room CAROL alice", "and me")
+    carol.expect("<bob -> alice, carol> and me")
+    event = world.event(alice, "message", name="bob")
+    check((event.scope, event.text, event.members) == ("room", "and me", ["alice", "bob", "carol"]), event)
+    bob.say("/leave")
+    # A list without its recipient.
+    alice._enqueue(m.Job(["bob"], "not for bob", "message", "room", {"alice", "carol"}))
+    bob.expect(re.compile("^! refused a message that claims to come from alice: its list of members is invalid"))
 
 
 # PROTOCOL#safety-digits.
@@ -799,6 +818,7 @@ def main():
             step(python_to_rust, world, alice, bob, carol)
             step(rust_to_python, world, alice, bob)
             step(rooms, world, alice, bob)
+            step(room_of_three, world, alice, bob, carol)
             step(safety_numbers, world, alice, bob)
             step(key_files, world, alice, bob)
             bob = step(stale_keys, world, alice, bob)

@@ -32,7 +32,7 @@ VERSION = 1
 LABEL = "secure-messenger/1 "                                # the `…` before every label
 MINUTE, HOUR = 60_000, 3_600_000                             # milliseconds, like all times on the wire
 LINE_BEFORE, LINE_AFTER, PACKET_MOST = 16 << 10, 1 << 20, 67_584
-TEXT_MOST, CIPHERTEXT_MOST, TARGETS_MOST, NAMES_MOST = 32 << 10, 33_024, 1_024, 64
+TEXT_MOST, CIPHERTEXT_MOST, TARGETS_MOST, NAMES_MOST, MEMBERS_MOST = 32 << 10, 34_048, 1_024, 64, 32
 CHUNK, GROUP, WINDOW = 65_536, 5, 15                         # WINDOW: chunks in flight, complete groups
 TRANSFERS_MOST, OFFERS_OF_ONE, OFFERS_MOST = 8, 16, 64       # 8 windows of 15 stay below 128 grants
 ROUNDS, ROUNDS_LEAST, ROUNDS_MOST = 600_000, 100_000, 10_000_000
@@ -347,10 +347,31 @@ def pad(text):
 
 
 def unpad(padded):
-    length = struct.unpack(">I", padded[:4])[0] if len(padded) >= 4 else TEXT_MOST + 1
-    if length > TEXT_MOST or pad(padded[4:4 + length]) != padded:
+    length = struct.unpack(">I", padded[:4])[0] if len(padded) >= 4 else CIPHERTEXT_MOST
+    if length > TEXT_MOST + 1 + 33 * MEMBERS_MOST or pad(padded[4:4 + length]) != padded:
         raise Refused("padding")
     return padded[4:4 + length]
+
+
+def member_list(names):
+    """What precedes the text of a room message: the members, in the order of their bytes."""
+    return bytes([len(names)]) + b"".join(bytes([len(name)]) + name.encode() for name in sorted(names))
+
+
+def parse_members(plaintext, sender, recipient, known):
+    """The members of a room, and the text after them."""
+    names, rest = [], plaintext[1:]
+    for _ in range(plaintext[0] if plaintext else 0):
+        length = rest[0] if rest else 0
+        names.append(rest[1:1 + length].decode("latin-1"))
+        rest = rest[1 + length:]
+    if not all(map(is_name, names)) or not 2 <= len(names) <= MEMBERS_MOST or plaintext[:len(plaintext) - len(rest)] != member_list(names):
+        raise Refused("members", "not a list of names in order")
+    if not {sender, recipient} <= set(names) or len({name.lower() for name in names}) < len(names):
+        raise Refused("members", "it lacks the sender or the recipient, or has a name twice")
+    if any(name.lower() == other.lower() and name != other for name in names for other in known):
+        raise Refused("members", "a name that differs from a known one only in case")
+    return names, rest
 
 
 class Envelope:
@@ -677,8 +698,9 @@ class Person:
 class Job:
     """A text being sent. `outcome` has for each target: delivered, offline, busy, stale, or an error code."""
 
-    def __init__(self, targets, text, kind, scope):
+    def __init__(self, targets, text, kind, scope, members=()):
         self.targets, self.text, self.kind, self.scope = list(targets), text, kind, scope
+        self.plaintext = (member_list(members) if members else b"") + text.encode()
         self.outcome, self.tries, self.envelope, self.message_key = {}, 0, None, None
         self.time, self.id = now(), None
 
@@ -1099,13 +1121,16 @@ class Client:
             if not envelope.recipient and envelope.recipient_key != self.server_key:
                 raise Refused("server", "made for another server")
             missing = person.check_new(envelope)                                                # 5
-            text = self._unwrap(envelope, wrapped, sessions)                                    # 6
+            text, members = self._unwrap(envelope, wrapped, sessions), []                       # 6
+            if (envelope.kind, envelope.scope) == ("message", "room"):                          # 7
+                known = {*self.online, *(name for name, other in self.people.items() if other.remembered)}
+                members, text = parse_members(text, person.name, self.name, known)
             try:
-                text = text.decode()                                                            # 7
+                text = text.decode()
             except UnicodeDecodeError:
                 raise Refused("text", "not UTF-8") from None
-            if text and envelope.kind in ("room_opened", "room_left"):
-                raise Refused("text", "a notice that contains text")
+            if text and envelope.kind in ("room_opened", "room_left") or len(text.encode()) > TEXT_MOST:
+                raise Refused("text", "a notice that contains text, or too long")
             person.use(envelope)                                     # all checks have passed: the number is used
             content = self._file_word(envelope.kind, text) if envelope.kind in FILE_KINDS and not envelope.later else None
         except Refused as error:
@@ -1120,7 +1145,7 @@ class Client:
         if envelope.later:
             return
         if content is None:
-            self._tell(envelope.kind, name=person.name, scope=envelope.scope, text=text, time=envelope.time)
+            self._tell(envelope.kind, name=person.name, scope=envelope.scope, text=text, time=envelope.time, members=members)
         else:
             getattr(self, "_on_" + envelope.kind)(person.name, content)
 
@@ -1146,8 +1171,10 @@ class Client:
         """Sends to all other online users."""
         return self._enqueue(Job(sorted(self.online - {self.name}), text, "message", "broadcast"))
 
-    def room(self, name, text):
-        return self.send(name, text, scope="room")
+    def room(self, names, text):
+        """Sends one copy to each of the other members."""
+        members = {self.name, *names}
+        return [self._enqueue(Job([name], text, "message", "room", members)) for name in sorted(members - {self.name})]
 
     def open_room(self, name):
         return self.send(name, "", "room_opened", "room")
@@ -1205,7 +1232,7 @@ class Client:
                 self._broadcasts += 1
                 place = {"recipient_key": self.server_key, "sequence": self._broadcasts}
             job.message_key = secrets.token_bytes(32)
-            job.envelope = Envelope.seal(self.identity, job.text.encode(), job.message_key, sender=self.name, kind=job.kind, scope=job.scope,
+            job.envelope = Envelope.seal(self.identity, job.plaintext, job.message_key, sender=self.name, kind=job.kind, scope=job.scope,
                                          session=self.key.public.fingerprint, time=job.time, again=job.id, **place)
             job.id = job.envelope.id()
         self._last_id += 1

@@ -7,7 +7,7 @@
 use crate::support::Folder;
 use miniserde::{Deserialize, json};
 use secure_messenger::auth::{self, PasswordKey, PendingLogin};
-use secure_messenger::client::audience::Audience;
+use secure_messenger::client::audience::{Audience, Partners};
 use secure_messenger::client::options::{self, Request};
 use secure_messenger::client::store::history::{History, Message};
 use secure_messenger::crypto::chunk::Plan;
@@ -51,6 +51,7 @@ struct Vectors {
     safety_number: SafetyNumberVector,
     envelopes: Vec<EnvelopeVector>,
     wrong_envelopes: Vec<EnvelopeVector>,
+    wrong_lists: Vec<EnvelopeVector>,
     chunks: Vec<ChunkVector>,
 }
 
@@ -208,7 +209,9 @@ struct SafetyNumberVector {
 #[derive(Deserialize)]
 struct EnvelopeVector {
     what: String,
+    members: Vec<String>,
     text: String,
+    plaintext: String,
     message_key: String,
     commitment: String,
     header: String,
@@ -485,7 +488,8 @@ fn history_made_by_another_implementation_loads() {
     let expected = [
         said(1_800_000_000_000, "alice", Audience::Everyone, "to everyone"),
         said(1_800_000_000_001, "bob", Audience::Private(name("alice")), "@alice é\n2"),
-        said(1_800_000_000_002, "alice", Audience::Room(name("bob")), &"x".repeat(300)),
+        said(1_800_000_000_002, "alice", Audience::Room(name("bob").into()), &"x".repeat(300)),
+        said(1_800_000_000_003, "bob", room(&["alice", "carol"]), "three"),
     ];
     assert_eq!(loaded, expected);
     drop(history);
@@ -747,7 +751,12 @@ fn envelope(line: &str) -> (Envelope, [u8; WRAPPED_BYTES]) {
     (message.envelope, key)
 }
 
-/// PROTOCOL#encrypted_message.
+/// The room of these users and the author.
+fn room(others: &[&str]) -> Audience {
+    Audience::Room(Partners::new(others.iter().map(|other| name(other))).expect("some"))
+}
+
+/// PROTOCOL#encrypted_message, PROTOCOL#members.
 #[test]
 fn envelope_made_by_another_implementation_opens() {
     let v = vectors();
@@ -755,9 +764,32 @@ fn envelope_made_by_another_implementation_opens() {
     for vector in &v.envelopes {
         let (envelope, wrapped) = envelope(&vector.line);
         let verified = envelope.verify(&identity).expect(&vector.what);
-        let text = verified.open(&session, &wrapped).expect(&vector.what);
+        let mut text = verified.open(&session, &wrapped).expect(&vector.what);
+        assert_eq!(*text, unhex(&vector.plaintext), "{}", vector.what);
+        let header = verified.header();
+        let to = Audience::take(header, &mut text).expect(&vector.what);
         assert_eq!(*text, unhex(&vector.text), "{}", vector.what);
+        if !vector.members.is_empty() {
+            let others = vector.members.iter().map(String::as_str).filter(|name| *name != "alice");
+            assert_eq!(to, room(&others.collect::<Vec<_>>()));
+            let text = String::from_utf8(text.to_vec()).expect("text");
+            assert_eq!(*to.plaintext(&header.from, &text), unhex(&vector.plaintext), "{}", vector.what);
+        }
     }
+}
+
+/// PROTOCOL#check-members.
+#[test]
+fn wrong_list_of_members_made_elsewhere_is_refused() {
+    let v = vectors();
+    let (identity, session) = (v.identity_public(), v.session());
+    for vector in &v.wrong_lists {
+        let (envelope, wrapped) = envelope(&vector.line);
+        let verified = envelope.verify(&identity).expect(&vector.what);
+        let mut text = verified.open(&session, &wrapped).expect(&vector.what);
+        assert_eq!(Audience::take(verified.header(), &mut text), None, "{}", vector.what);
+    }
+    assert_eq!(v.wrong_lists.len(), 10);
 }
 
 /// PROTOCOL#header, PROTOCOL#commitment, PROTOCOL#padding, PROTOCOL#ciphertext, PROTOCOL#signature,

@@ -419,8 +419,13 @@ def pad(text):
 SERVER = sha256(b"the server's key")
 
 
+def member_list(names):
+    """The number of members; for each, the length of the name and the name."""
+    return bytes([len(names)]) + b"".join(bytes([len(name)]) + name.encode() for name in names)
+
+
 def envelope_vector(what, kind, scope, text, sequence, **wrong):
-    """`wrong` replaces one step by another value: correctly signed, but not to be opened (but for `again`)."""
+    """`wrong` replaces one step by another value: correctly signed, but not to be opened (but for `again` and `members`)."""
     random = stream(what)
     sender, recipient = "alice", "Bob-2"
     key, nonce, time = random(32), random(12), 1_800_000_000_123
@@ -443,7 +448,10 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
         again,
         commitment,
     )
-    padded = wrong.get("padded", pad(text))
+    in_room = (kind, scope) == ("message", "room")
+    members = wrong.get("members", ["Bob-2", "alice"] if in_room else [])
+    plaintext = wrong.get("list", member_list(members) if in_room else b"") + text
+    padded = wrong.get("padded", pad(plaintext))
     ciphertext, tag = eax(key, nonce, wrong.get("counter", 0), wrong.get("associated", header), padded)
     oaep_label = wrong.get("oaep_label", sha256(header))
     wrapped = wrong.get("key_id", fingerprint(SESSION)[:8]) + oaep(SESSION, key[: wrong.get("key_length", 32)], oaep_label, random)
@@ -469,7 +477,9 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
     }
     return {
         "what": what,
+        "members": members,
         "text": text.hex(),
+        "plaintext": plaintext.hex(),
         "message_key": key.hex(),
         "commitment": commitment.hex(),
         "header": header.hex(),
@@ -485,7 +495,8 @@ def envelope_vectors():
     hello = "Grüße, Bob: see you at 7 — 👋".encode()
     return [
         envelope_vector("a private message", "message", "private", hello, 1),
-        envelope_vector("a room message that fills its bucket", "message", "room", b"x" * 252, 2),
+        envelope_vector("a room message that fills its bucket", "message", "room", b"x" * 239, 2),
+        envelope_vector("a message in a room of three", "message", "room", hello, 3, members=["Bob-2", "alice", "carol"]),
         envelope_vector("a broadcast one byte over its bucket", "message", "broadcast", b"y" * 253, 2**53),
         envelope_vector("an opened room, without text", "room_opened", "room", b"", 4),
         envelope_vector("a left room, without text", "room_left", "room", b"", 5),
@@ -514,6 +525,23 @@ def wrong_envelope_vectors():
     return [
         envelope_vector(what, "message", "private", text, 1, **wrong) for what, wrong in replacements.items()
     ]
+
+
+def wrong_list_vectors():
+    many = ["Bob-2", "alice"] + [f"member-{n:02}" for n in range(31)]
+    lists = {
+        "a list without the recipient": member_list(["alice", "carol"]),
+        "a list without the sender": member_list(["Bob-2", "carol"]),
+        "a list that is not sorted": member_list(["alice", "Bob-2"]),
+        "a list with a name twice": member_list(["Bob-2", "alice", "alice"]),
+        "a list with names that differ only in case": member_list(["Bob-2", "Carol", "alice", "carol"]),
+        "a list of 33 members": member_list(many),
+        "a list with an invalid name": member_list(["Bob-2", "alice", "b b"]),
+        "a list with an empty name": member_list(["", "Bob-2", "alice"]),
+        "a list that ends too early": member_list(["Bob-2", "alice"])[:-1],
+        "no list": b"",
+    }
+    return [envelope_vector(what, "message", "room", b"", 1, list=wrong) for what, wrong in lists.items()]
 
 
 def chunk_vector(start, text):
@@ -591,6 +619,7 @@ def main():
                 {"time": 1_800_000_000_000, "scope": "broadcast", "from": "alice", "text": "to everyone"},
                 {"time": 1_800_000_000_001, "scope": "private", "from": "bob", "to": "alice", "text": "@alice é\n2"},
                 {"time": 1_800_000_000_002, "scope": "room", "from": "alice", "to": "bob", "text": "x" * 300},
+                {"time": 1_800_000_000_003, "scope": "room", "from": "bob", "to": "alice,carol", "text": "three"},
             ],
         ),
         "certificate": certificate_vector("alice", 1_800_000_000_000),
@@ -610,6 +639,7 @@ def main():
         "safety_number": safety_number_vector(("alice", IDENTITY), ("Bob-2", SESSION)),
         "envelopes": envelope_vectors(),
         "wrong_envelopes": wrong_envelope_vectors(),
+        "wrong_lists": wrong_list_vectors(),
         "chunks": [chunk_vector(0, b"a small file"), chunk_vector(3, bytes(range(256)))],
     }
     json.dump(vectors, sys.stdout, indent=1)

@@ -5,10 +5,10 @@
 //! half-typed line belongs to its view: changing the view never sends it to another audience. Pure: time and day come
 //! from the caller. Specification: README#the-screen.
 
+use crate::client::audience::Partners;
 use crate::client::entry::{Entry, Place, SendState, Source};
 use crate::client::store::trust::Trust;
 use crate::client::terminal::editor::Editor;
-use crate::name::Username;
 use std::collections::VecDeque;
 
 /// Entries kept in one view: more than anybody reads again.
@@ -23,8 +23,8 @@ const NEW: &str = "new";
 /// One view.
 #[derive(Default)]
 pub struct Conversation {
-    /// The partner; `None` for everyone.
-    pub with: Option<Username>,
+    /// The partners; `None` for everyone.
+    pub with: Option<Partners>,
     /// At most 2,000, the oldest first.
     pub entries: VecDeque<Entry>,
     /// Bytes of the texts in `entries`.
@@ -50,7 +50,7 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    fn new(with: Option<Username>) -> Conversation {
+    fn new(with: Option<Partners>) -> Conversation {
         Conversation { with, editor: Editor::for_messages(), ..Conversation::default() }
     }
 
@@ -108,7 +108,7 @@ struct Closed {
     /// The notice as it is shown.
     text: String,
     /// The latest closed view, which is not reported yet, and its unread messages.
-    latest: Vec<(Username, usize)>,
+    latest: Vec<(Partners, usize)>,
 }
 
 impl Default for Conversations {
@@ -146,7 +146,7 @@ impl Conversations {
     }
 
     /// Shows the view with `with`; opens it if needed.
-    pub fn enter(&mut self, with: Option<Username>) {
+    pub fn enter(&mut self, with: Option<Partners>) {
         let place = with.clone().map_or(Place::Everyone, Place::With);
         self.current = self.find(&place).unwrap_or_else(|| self.open(with));
         self.touch(self.current);
@@ -155,7 +155,7 @@ impl Conversations {
     }
 
     /// Moves the text that was typed at `from` after the command that has led here.
-    pub fn carry(&mut self, from: &Option<Username>) {
+    pub fn carry(&mut self, from: &Option<Partners>) {
         let former = self.views.iter().position(|view| view.with == *from);
         if let Some(former) = former.filter(|former| *former != self.current)
             && let Ok([former, current]) = self.views.get_disjoint_mut([former, self.current])
@@ -165,7 +165,7 @@ impl Conversations {
     }
 
     /// Closes the conversation with `with`, unless it is shown or has a half-typed line.
-    pub fn close(&mut self, with: &Username) {
+    pub fn close(&mut self, with: &Partners) {
         let ends = |at: &usize| *at != self.current && self.views[*at].editor.is_empty();
         if let Some(at) = self.find(&Place::With(with.clone())).filter(ends) {
             self.remove(at);
@@ -190,25 +190,24 @@ impl Conversations {
     /// Adds an entry. `day` names the day of a time in milliseconds.
     pub fn show(&mut self, entry: Entry, day: &dyn Fn(u64) -> String) {
         let said = entry.source.from().is_some();
-        if let (Place::About(name), true) = (&entry.place, self.find(&entry.place).is_some()) {
-            let there = Entry { place: Place::With(name.clone()), ..entry.clone() };
-            self.show(there, day);
+        if let Place::About(name) = &entry.place {
+            let with = self.views.iter().filter_map(|view| view.with.clone());
+            for with in with.filter(|with| with.names().contains(name)).collect::<Vec<_>>() {
+                self.show(Entry { place: Place::With(with), ..entry.clone() }, day);
+            }
         }
         if let Some(was) = self.replace(&entry) {
-            if let (SendState::Taken, Some((_, SendState::Failed(why)))) = (was, &entry.sending) {
+            let problem = entry.sending.as_ref().and_then(|(_, state)| state.problem());
+            if let Some(why) = problem.filter(|_| was == SendState::Taken) {
                 // Mark it in its own view, where it may be old.
-                let notice = Entry::new(entry.time, Source::Problem, Place::Here, why.clone());
+                let notice = Entry::new(entry.time, Source::Problem, Place::Here, why.into());
                 self.append(self.current, notice, day);
             }
             return;
         }
-        let known = match entry.place {
-            Place::About(_) => Some(0),
-            _ => self.find(&entry.place),
-        };
-        let view = match (known, &entry.place) {
+        let view = match (self.find(&entry.place), &entry.place) {
             (Some(view), _) => view,
-            (None, Place::With(name)) if said => self.open(Some(name.clone())),
+            (None, Place::With(with)) if said => self.open(Some(with.clone())),
             (None, _) => self.current,
         };
         // A message sent from another view is shown there, too, because it may fail.
@@ -223,7 +222,7 @@ impl Conversations {
     /// Reports the closed views in one line, which is updated as long as nothing else is shown below it.
     fn tell_closed(&mut self, day: &dyn Fn(u64) -> String) {
         let closed = std::mem::take(&mut self.closed.latest);
-        let (Some((name, _)), Some(time)) = (closed.last(), self.views.iter().filter_map(last_time).max())
+        let (Some((with, _)), Some(time)) = (closed.last(), self.views.iter().filter_map(last_time).max())
         else {
             return;
         };
@@ -241,7 +240,7 @@ impl Conversations {
             if unread == 1 { "message" } else { "messages" },
         );
         self.closed.text = format!(
-            "{views} {were} closed to make room, the last one of {name}, with {unread} unread {messages}: /history shows them"
+            "{views} {were} closed to make room, the last one of {with}, with {unread} unread {messages}: /history shows them"
         );
         let text = self.closed.text.clone();
         self.append(self.current, Entry::new(time, Source::Problem, Place::Here, text), day);
@@ -251,7 +250,7 @@ impl Conversations {
     pub fn begin_with(&mut self, earlier: Vec<Entry>, day: &dyn Fn(u64) -> String) {
         for entry in earlier {
             let at = match (self.find(&entry.place), &entry.place) {
-                (None, Place::With(name)) => self.open(Some(name.clone())),
+                (None, Place::With(with)) => self.open(Some(with.clone())),
                 (at, _) => at.unwrap_or(0),
             };
             let view = &mut self.views[at];
@@ -309,9 +308,8 @@ impl Conversations {
     /// Removes the oldest failed message that is `at_hand` to be resent from the view that is shown. Returns its
     /// number; `None` if there is none. Repeated calls return the messages in the order in which they were typed.
     pub fn take_failed(&mut self, at_hand: impl Fn(u64) -> bool) -> Option<u64> {
-        let failed = |entry: &Entry| match entry.sending {
-            Some((number, SendState::Failed(_))) => Some(number),
-            _ => None,
+        let failed = |entry: &Entry| {
+            entry.sending.as_ref().and_then(|(number, state)| state.problem().map(|_| *number))
         };
         let number = self.current().entries.iter().filter_map(failed).find(|number| at_hand(*number))?;
         for view in &mut self.views {
@@ -335,21 +333,19 @@ impl Conversations {
 
     fn find(&self, place: &Place) -> Option<usize> {
         match place {
-            Place::Everyone => Some(0),
+            Place::Everyone | Place::About(_) => Some(0),
             Place::Here => Some(self.current),
-            Place::With(name) | Place::About(name) => {
-                self.views.iter().position(|view| view.with.as_ref() == Some(name))
-            }
+            Place::With(with) => self.views.iter().position(|view| view.with.as_ref() == Some(with)),
         }
     }
 
     /// Makes room by closing the least important view (see [`Conversation::worth`]), which is reported.
-    fn open(&mut self, with: Option<Username>) -> usize {
+    fn open(&mut self, with: Option<Partners>) -> usize {
         if self.views.len() >= MAX_VIEWS {
             let others = self.views.iter().enumerate().skip(1).filter(|(at, _)| *at != self.current);
             if let Some((at, _)) = others.min_by_key(|(_, view)| view.worth()) {
                 let Conversation { with, unread, .. } = &self.views[at];
-                self.closed.latest.extend(with.clone().map(|name| (name, *unread)));
+                self.closed.latest.extend(with.clone().map(|with| (with, *unread)));
                 self.remove(at);
             }
         }
@@ -377,6 +373,7 @@ mod tests {
     use super::*;
     use crate::client::audience::Audience;
     use crate::client::terminal::input::Key;
+    use crate::name::Username;
 
     fn name(text: &str) -> Username {
         text.parse().expect("a valid name")
@@ -413,11 +410,11 @@ mod tests {
     #[test]
     fn message_goes_to_the_view_its_sender_meant_and_is_counted() {
         let mut views = Conversations::default();
-        take(&mut views, notice(Place::With(name("bob")), "bob has left the room"));
+        take(&mut views, notice(Place::With(name("bob").into()), "bob has left the room"));
         take(&mut views, received("bob", "one"));
         take(&mut views, received("carol", "two"));
         take(&mut views, received("bob", "three"));
-        take(&mut views, notice(Place::With(name("bob")), "bob has joined the room"));
+        take(&mut views, notice(Place::With(name("bob").into()), "bob has joined the room"));
         take(&mut views, notice(Place::About(name("bob")), "bob has left"));
         take(&mut views, notice(Place::About(name("dave")), "dave has left"));
         let all: Vec<Vec<&str>> = views.all().iter().map(texts).collect();
@@ -431,7 +428,7 @@ mod tests {
             "a notice opens no view"
         );
         assert_eq!(views.all().iter().map(|view| view.unread).collect::<Vec<_>>(), [0, 2, 1]);
-        views.enter(Some(name("bob")));
+        views.enter(Some(name("bob").into()));
         views.drawn(0);
         assert_eq!(views.all().iter().map(|view| view.unread).collect::<Vec<_>>(), [0, 0, 1]);
         take(&mut views, received("bob", "four"));
@@ -444,9 +441,9 @@ mod tests {
     #[test]
     fn only_the_visible_end_of_a_view_counts_as_seen() {
         let mut views = Conversations::default();
-        let bob = Place::With(name("bob"));
+        let bob = Place::With(name("bob").into());
         assert!(views.in_view(&Place::Everyone) && views.in_view(&Place::Here) && !views.in_view(&bob));
-        views.enter(Some(name("bob")));
+        views.enter(Some(name("bob").into()));
         assert!(!views.in_view(&Place::Everyone) && views.in_view(&bob));
         views.current_mut().scroll = 1;
         assert!(!views.in_view(&bob));
@@ -462,25 +459,25 @@ mod tests {
             views.current_mut().editor.key(&Key::Paste(text.into()));
         };
         write(&mut views, "for all");
-        views.enter(Some(name("bob")));
+        views.enter(Some(name("bob").into()));
         assert!(views.current().editor.is_empty());
         write(&mut views, "for bob");
         views.enter(None);
         assert_eq!(views.current().editor.text(), "for all");
-        views.carry(&Some(name("bob")));
+        views.carry(&Some(name("bob").into()));
         assert_eq!(views.current().editor.text(), "for all", "no half-typed line is lost");
-        views.enter(Some(name("carol")));
+        views.enter(Some(name("carol").into()));
         views.carry(&None);
         assert_eq!(views.current().editor.text(), "for all");
         views.enter(None);
         assert!(views.current().editor.is_empty());
-        views.close(&name("bob"));
+        views.close(&name("bob").into());
         assert_eq!(views.all().len(), 3, "it has a half-typed line");
-        views.enter(Some(name("carol")));
+        views.enter(Some(name("carol").into()));
         write(&mut views, "!");
         views.current_mut().editor.key(&Key::Ctrl('u'));
         views.enter(None);
-        views.close(&name("carol"));
+        views.close(&name("carol").into());
         assert_eq!(views.all().len(), 2);
     }
 
@@ -497,7 +494,7 @@ mod tests {
         assert_eq!(views.take_failed(|_| true), Some(2));
         assert_eq!((views.take_failed(|_| true), views.current().entries.len()), (None, 1));
         // Sent from here to another view: shown in both.
-        let elsewhere = |state| Entry { place: Place::With(name("bob")), ..own(3, state, "three") };
+        let elsewhere = |state| Entry { place: Place::With(name("bob").into()), ..own(3, state, "three") };
         take(&mut views, elsewhere(SendState::UnderWay));
         take(&mut views, elsewhere(SendState::Failed("why".into())));
         let failed =
@@ -508,17 +505,17 @@ mod tests {
             let is_problem = |entry: &&Entry| entry.source == Source::Problem;
             views.current().entries.iter().filter(is_problem).count()
         };
-        let lost = |state| Entry { place: Place::With(name("bob")), ..own(4, state, "four") };
+        let lost = |state| Entry { place: Place::With(name("bob").into()), ..own(4, state, "four") };
         take(&mut views, lost(SendState::Taken));
         assert_eq!(problems(&views), 0);
         take(&mut views, lost(SendState::Failed("why".into())));
         assert_eq!(problems(&views), 1);
         // The outcome is shown at the message and nowhere else.
         views.clear();
-        views.enter(Some(name("carol")));
+        views.enter(Some(name("carol").into()));
         take(&mut views, elsewhere(SendState::Failed("why again".into())));
         assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [0, 1, 0]);
-        views.enter(Some(name("bob")));
+        views.enter(Some(name("bob").into()));
         assert_eq!(views.take_failed(|_| true), Some(3));
         assert_eq!(views.all().iter().map(failed).collect::<Vec<_>>(), [0, 0, 0]);
         take(&mut views, received("dave", "new"));
@@ -539,15 +536,18 @@ mod tests {
         assert!(views.all().iter().map(|view| view.bytes).sum::<usize>() <= MAX_BYTES);
         let counted = |view: &Conversation| view.entries.iter().map(weight).sum::<usize>();
         assert!(views.all().iter().all(|view| counted(view) == view.bytes));
-        views.enter(Some(name("bob")));
+        views.enter(Some(name("bob").into()));
         for n in 0..500 {
             take(&mut views, received(&format!("mallory{n}"), "hi"));
         }
         assert_eq!(views.all().len(), MAX_VIEWS);
-        assert_eq!(views.current().with, Some(name("bob")));
+        assert_eq!(views.current().with, Some(name("bob").into()));
         views.enter(None);
         take(&mut views, received("one-more", "hi"));
-        assert!(views.all().iter().any(|view| view.with == Some(name("bob"))), "visited views stay longest");
+        assert!(
+            views.all().iter().any(|view| view.with == Some(name("bob").into())),
+            "visited views stay longest"
+        );
     }
 
     #[test]
@@ -569,7 +569,8 @@ mod tests {
         let known = |from: &str, trust| Entry { trust: Some(trust), ..received(from, "precious") };
         take(&mut views, known("verified", Trust::Verified));
         take(&mut views, known("known", Trust::Known));
-        let answered = Entry { place: Place::With(name("answered")), ..own(1, SendState::UnderWay, "hi") };
+        let answered =
+            Entry { place: Place::With(name("answered").into()), ..own(1, SendState::UnderWay, "hi") };
         take(&mut views, received("answered", "precious"));
         take(&mut views, answered);
         let count = |views: &Conversations| {
@@ -581,7 +582,7 @@ mod tests {
         }
         assert!(count(&views).is_empty());
         // Of two strangers, the one without unread messages goes first.
-        views.enter(Some(name("stranger7")));
+        views.enter(Some(name("stranger7").into()));
         views.enter(None);
         views.views.iter_mut().for_each(|view| view.visited &= view.trust != Some(Trust::New));
         for n in 46..1000 {
@@ -599,7 +600,8 @@ mod tests {
             "{told:?}"
         );
         for friend in ["verified", "known", "answered"] {
-            let view = views.all().iter().find(|view| view.with == Some(name(friend))).expect("still there");
+            let view =
+                views.all().iter().find(|view| view.with == Some(name(friend).into())).expect("still there");
             assert!(view.unread == 1 && texts(view).contains(&"precious"), "{friend}");
         }
         // When something else is shown below it, a new notice begins.

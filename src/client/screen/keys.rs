@@ -229,7 +229,7 @@ impl Screen {
     pub fn prompt(&self) -> String {
         let destination = || match self.destination() {
             Destination::Everyone => "> ".into(),
-            Destination::With(name) => format!("{name}> "),
+            Destination::With(with) => format!("{with}> "),
             Destination::Nowhere => "(nobody)> ".into(),
         };
         self.views.asking.as_ref().map_or_else(destination, |asking| asking.label().into())

@@ -241,18 +241,16 @@ impl Screen {
 
     fn draw(&mut self) {
         let session = &self.session;
-        let (place, trust) = match &self.views.conversations.current().with {
-            Some(name) => {
-                let kind = if session.has_room(name) { "room" } else { "private" };
-                (format!("{kind} with {name}"), session.trust_word(name))
-            }
-            None => ("everyone".to_string(), ""),
+        let trust = match &self.views.conversations.current().with {
+            Some(with) => session.trust_word(with),
+            None => "",
         };
         let current = self.views.conversations.index();
         let tab = |(at, view): (usize, &Conversation)| Tab {
             name: match &view.with {
-                Some(name) if at == current => format!("{place}{}", session.trust_mark(name)),
-                Some(name) => format!("{name}{}", session.trust_mark(name)),
+                Some(with) if at != current => session.marked(with),
+                Some(with) if session.has_room(with) => format!("room with {}", session.marked(with)),
+                Some(with) => format!("private with {}", session.marked(with)),
                 None => "everyone".into(),
             },
             unread: view.unread,

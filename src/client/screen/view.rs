@@ -71,6 +71,8 @@ pub struct Screen<'a> {
 const ENCRYPTION: &str = "end-to-end encrypted";
 /// The most rows of progress bars; a small screen has fewer.
 const MAX_BARS: usize = 4;
+/// The columns that the names of the current view keep, however little room there is.
+const MIN_TAB: usize = 24;
 /// The fewest columns for a hint: a shorter one is useless.
 const MIN_HINT: usize = 16;
 
@@ -211,7 +213,7 @@ fn tabs_line(tabs: &[Tab], columns: usize) -> String {
         let dispensable = places.min_by_key(|(place, (_, tab))| (tab.unread > 0, Reverse(*place)));
         match dispensable {
             Some((place, _)) if width(&line) > columns => _ = shown.remove(place),
-            _ => return line,
+            _ => return truncate(&line, columns.max(MIN_TAB)),
         }
     }
 }
@@ -393,7 +395,7 @@ mod tests {
         vec![
             entry(Source::User { from: alice.clone(), to: Audience::Everyone }, "hi all"),
             entry(Source::User { from: alice.clone(), to: Audience::Private(bob.clone()) }, "psst"),
-            entry(Source::User { from: alice, to: Audience::Room(bob) }, "in here"),
+            entry(Source::User { from: alice, to: Audience::Room(bob.into()) }, "in here"),
             entry(Source::Notice, "bob is online"),
             entry(Source::Problem, "the connection is lost"),
         ]
@@ -435,7 +437,7 @@ mod tests {
             known(
                 Trust::Verified,
                 Entry {
-                    source: Source::User { from: alice.clone(), to: Audience::Room(bob.clone()) },
+                    source: Source::User { from: alice.clone(), to: Audience::Room(bob.clone().into()) },
                     ..own(SendState::Taken, "in here")
                 },
             ),

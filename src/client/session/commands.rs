@@ -4,24 +4,25 @@ use super::Session;
 use super::account::PasswordChange;
 use super::event::{Action, Display, NotText};
 use super::talk::Destination;
-use crate::client::audience::Audience;
+use crate::client::audience::{Audience, Partners};
 use crate::client::command::{self, Command, View};
 use crate::client::text::{quoted, sanitise};
-use crate::crypto::envelope::Kind;
+use crate::crypto::envelope::{Kind, MAX_MEMBERS};
 use crate::name::Username;
+use std::collections::BTreeMap;
 
 /// The most messages that a search shows, the latest: more would not fit the screen.
 const MAX_FOUND: usize = 100;
 
 /// The answer to a line that goes nowhere.
 const NOWHERE: &str = "you are talking to nobody, because your last /room or /view was refused; /view returns to \
-    everyone, /room NAME talks to one user";
+    everyone, /room NAME... talks to these users";
 
 const ELSE: &str = "any other line goes to the current conversation; //TEXT sends /TEXT";
 
 impl Session {
     pub(super) fn line(&mut self, line: &str) {
-        let was_with = self.talk.partner().cloned();
+        let was_with = self.talk.partners().cloned();
         // Until the change succeeds: lines behind a refused one are meant for its conversation only.
         if Destination::after(line, |_| Destination::Nowhere).is_some_and(|to| to != Destination::Everyone) {
             self.talk.go_nowhere();
@@ -37,37 +38,39 @@ impl Session {
                 Some(audience) => self.send(Kind::Message, audience, text),
                 None => cx.problem(format!("{} was not sent: {NOWHERE}", quoted(&text))),
             },
-            Command::Message(name, text) => {
-                if let Some(name) = self.other(name) {
-                    self.send(Kind::Message, Audience::Private(name), text);
-                }
+            Command::Message(names, text) => {
+                let Some(with) = self.others(names) else { return };
+                self.open_group(&with);
+                let audience = with.only().cloned().map_or(Audience::Room(with), Audience::Private);
+                self.send(Kind::Message, audience, text);
             }
-            Command::Room(None) => {
+            Command::Room(names) if names.is_empty() => {
                 let text = match self.talk.destination() {
-                    Destination::With(partner) => {
-                        format!("you are talking to {partner} alone: /leave returns to everyone")
+                    Destination::With(with) => {
+                        let with = with.only().map_or_else(|| self.members(with), Username::to_string);
+                        format!("you are talking to {with} alone: /leave returns to everyone")
                     }
                     Destination::Everyone => {
                         "you are talking to everyone: /room NAME opens a private room".into()
                     }
                     Destination::Nowhere => NOWHERE.into(),
                 };
-                cx.notice(text);
+                self.cx.notice(text);
             }
-            Command::Room(Some(name)) => self.enter(name, was_with.as_ref()),
+            Command::Room(names) => self.enter(names, was_with.as_ref()),
             Command::Leave => self.leave(),
             Command::View(View::Everyone) => {
                 self.talk.go_to(cx, None);
                 cx.notice("you are talking to everyone");
             }
             Command::View(View::Number(number)) => cx.display(Display::View(number)),
-            Command::View(View::With(name)) => self.view(name),
+            Command::View(View::With(names)) => self.view(names),
             Command::Mouse => cx.display(Display::Mouse),
             Command::Users => self.tell_users(),
             Command::History(count) => self.record.tell(cx, count, ""),
             Command::Search(text) => self.record.tell(cx, MAX_FOUND, &sanitise(&text)),
             Command::Forget => {
-                self.outbox.forget_failed();
+                self.outbox.forget_settled();
                 self.record.forget(cx);
             }
             Command::Ignore(name) => self.ignore(name),
@@ -107,22 +110,34 @@ impl Session {
 
     /// The name in its owner's spelling; `None`, with a report, if it is the user's own.
     fn other(&mut self, typed: Username) -> Option<Username> {
-        let exact = self.is_known(&typed);
-        let folded = typed.folded();
-        let name = match exact {
-            true => typed,
-            false => {
-                let me = &self.cx.me;
-                let mut known =
-                    std::iter::once(me).chain(self.online.others(me)).chain(self.contacts.names());
-                known.find(|name| name.folded() == folded).cloned().unwrap_or(typed)
-            }
-        };
-        if name == self.cx.me {
-            self.cx.problem("that is your own name");
+        self.others(vec![typed])?.only().cloned()
+    }
+
+    /// The other users of a conversation in their owners' spelling; `None`, with a report, if there are none or too
+    /// many. PROTOCOL#typed-members.
+    fn others(&mut self, typed: Vec<Username>) -> Option<Partners> {
+        let distinct: BTreeMap<String, Username> =
+            typed.into_iter().map(|name| (name.folded(), name)).collect();
+        let too_many = format!("a room has at most {MAX_MEMBERS} members, you included");
+        if distinct.len() > MAX_MEMBERS {
+            self.cx.problem(too_many);
             return None;
         }
-        Some(name)
+        let me = &self.cx.me;
+        let spelled = |(folded, typed): (String, Username)| {
+            if self.is_known(&typed) {
+                return typed;
+            }
+            let mut known = std::iter::once(me).chain(self.online.others(me)).chain(self.contacts.names());
+            known.find(|name| name.folded() == folded).cloned().unwrap_or(typed)
+        };
+        let others: Vec<Username> = distinct.into_iter().map(spelled).filter(|name| name != me).collect();
+        let problem = if others.is_empty() { "that is your own name".into() } else { too_many };
+        let partners = Partners::new(others);
+        if partners.is_none() {
+            self.cx.problem(problem);
+        }
+        partners
     }
 
     /// Whether the user is online, or their key is remembered.
@@ -131,44 +146,68 @@ impl Session {
     }
 
     /// Goes to a conversation without notifying anyone, if the user can have one.
-    fn view(&mut self, name: Username) {
-        let Some(name) = self.other(name) else { return };
-        if !self.is_known(&name) {
+    fn view(&mut self, names: Vec<Username>) {
+        let Some(with) = self.others(names) else { return };
+        if let Some(name) = with.names().iter().find(|name| !self.is_known(name)) {
             return self.cx.problem(format!("no user named {name} is known: /users lists online users"));
         }
-        self.talk.go_to(&mut self.cx, Some(name.clone()));
-        self.cx.notice(format!("you are talking to {name} alone; /view returns to everyone"));
+        self.go_to(Some(with.clone()));
+        self.cx.notice(format!("you are talking to {with} alone; /view returns to everyone"));
     }
 
-    fn enter(&mut self, name: Username, was_with: Option<&Username>) {
-        let Some(name) = self.other(name) else { return };
-        let had_room = self.talk.has_room(&name);
-        // Switch before anything can be refused: the user means the next lines for this partner only.
-        self.talk.go_to(&mut self.cx, Some(name.clone()));
-        if had_room && was_with == Some(&name) {
-            return self.cx.notice(format!("you are already in a room with {name}"));
+    /// Goes to a conversation; `None` is everyone.
+    pub(super) fn go_to(&mut self, with: Option<Partners>) {
+        self.talk.go_to(&mut self.cx, with.clone());
+        with.iter().for_each(|with| self.open_group(with));
+    }
+
+    /// Opens a room of more than two, if it was not open: shows its members before anything is sent to them.
+    /// PROTOCOL#open-room.
+    fn open_group(&mut self, with: &Partners) {
+        if with.only().is_none() && self.talk.open(with.clone()) {
+            self.cx.notice(format!("the room of {} and you is open; /leave closes it", self.members(with)));
         }
-        if self.contacts.has_changed(&name) {
-            return self.contacts.reconsider(&mut self.cx, &name);
+    }
+
+    /// The partners, each with what the user should know about them.
+    fn members(&self, with: &Partners) -> String {
+        let described = |name: &Username| {
+            let ignored = if self.cx.ignored.contains(name) { "; ignored, but reads this" } else { "" };
+            format!("{name} ({}{ignored})", self.contacts.trust_word(name))
+        };
+        with.names().iter().map(described).collect::<Vec<_>>().join(", ")
+    }
+
+    fn enter(&mut self, names: Vec<Username>, was_with: Option<&Partners>) {
+        let Some(with) = self.others(names) else { return };
+        let had_room = self.talk.has_room(&with);
+        // Switch before anything can be refused: the user means the next lines for these partners only.
+        self.go_to(Some(with.clone()));
+        if had_room && was_with == Some(&with) {
+            return self.cx.notice(format!("you are already in a room with {with}"));
         }
-        if !had_room {
-            self.talk.open(name.clone());
-            self.send(Kind::RoomOpened, Audience::Room(name), String::new());
+        // PROTOCOL#room-notices.
+        let Some(name) = with.only() else { return };
+        if self.contacts.has_changed(name) {
+            return self.contacts.reconsider(&mut self.cx, name);
+        }
+        if self.talk.open(with.clone()) {
+            self.send(Kind::RoomOpened, Audience::Room(with), String::new());
         }
     }
 
     fn leave(&mut self) {
-        let Some(partner) = self.talk.partner().cloned() else {
+        let Some(with) = self.talk.partners().cloned() else {
             self.talk.go_to(&mut self.cx, None);
             return self.cx.notice("you are talking to everyone; /exit leaves the messenger");
         };
         self.talk.go_to(&mut self.cx, None);
-        if self.talk.close(&partner) {
-            self.send(Kind::RoomLeft, Audience::Room(partner.clone()), String::new());
-            self.cx.notice(format!("you have left the room with {partner}; you are talking to everyone"));
+        if self.talk.close(&with) && with.only().is_some() {
+            self.cx.notice(format!("you have left the room with {with}; you are talking to everyone"));
+            self.send(Kind::RoomLeft, Audience::Room(with), String::new());
         } else {
-            self.cx.notice(format!("conversation with {partner} closed; you are talking to everyone"));
-            self.cx.display(Display::Leave(partner));
+            self.cx.notice(format!("conversation with {with} closed; you are talking to everyone"));
+            self.cx.display(Display::Leave(with));
         }
     }
 

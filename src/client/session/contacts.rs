@@ -19,6 +19,9 @@ use std::path::Path;
 /// The most users that a server can make a client remember: five times the number that a server is made for.
 const MAX_CONTACTS: usize = 50_000;
 
+/// How well keys are known, the least known first.
+pub const TRUST_WORDS: [&str; 5] = ["RECORD DAMAGED", "KEY CHANGED", "new", "not verified", "verified"];
+
 /// One other user.
 #[derive(Default)]
 pub struct Contact {
@@ -153,13 +156,19 @@ impl Contacts {
 
     /// The same as a word.
     pub fn trust_word(&self, name: &Username) -> &'static str {
+        let [damaged, changed, new, not_verified, verified] = TRUST_WORDS;
         match self.trust(name) {
-            None if self.has_changed(name) => "RECORD DAMAGED",
-            _ if self.has_changed(name) => "KEY CHANGED",
-            Some(Trust::Verified) => "verified",
-            Some(Trust::New | Trust::Known) => "not verified",
-            None => "new",
+            None if self.has_changed(name) => damaged,
+            _ if self.has_changed(name) => changed,
+            Some(Trust::Verified) => verified,
+            Some(Trust::New | Trust::Known) => not_verified,
+            None => new,
         }
+    }
+
+    /// The known name that differs from `name` only in letter case; `None` without one. PROTOCOL#name-case.
+    pub fn other_spelling(&self, name: &Username) -> Option<&Username> {
+        self.known.other_spelling(name)
     }
 
     /// The same as a mark beside the name.

@@ -66,8 +66,8 @@ impl Session {
 
     /// Handles an event after the end: the user can still read every conversation.
     pub(super) fn handle_after_the_end(&mut self, event: Event) -> Vec<Effect> {
-        if let Event::Switch(partner) = event {
-            self.talk.go_to(&mut self.cx, partner);
+        if let Event::Switch(partners) = event {
+            self.talk.go_to(&mut self.cx, partners);
         }
         std::mem::take(&mut self.cx.effects)
     }

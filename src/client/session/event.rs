@@ -2,6 +2,7 @@
 //!
 //! Invariant: neither holds a clock, a socket or a thread: the same events give the same effects.
 
+use crate::client::audience::Partners;
 use crate::client::entry::{Entry, Place};
 use crate::client::error::ChangeError;
 use crate::client::transfer::{Job, Step};
@@ -32,8 +33,8 @@ pub struct NotText {
 pub enum Event {
     /// A line was typed.
     Line(String),
-    /// The user goes to the conversation with this user, or with everyone.
-    Switch(Option<Username>),
+    /// The user goes to the conversation with these users, or with everyone.
+    Switch(Option<Partners>),
     /// The user sends the failed message with this number again.
     Resend(u64),
     /// A message from the server.
@@ -99,9 +100,9 @@ pub enum Display {
     /// Notifies the user of a message from this user, in this view.
     Alert(Username, Place),
     /// Typed lines go to this conversation from now on.
-    Enter(Option<Username>),
+    Enter(Option<Partners>),
     /// The conversation is closed.
-    Leave(Username),
+    Leave(Partners),
     /// The user goes to the view with this number, from 1.
     View(usize),
     /// Takes the mouse, or leaves it to the terminal.

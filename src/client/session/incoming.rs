@@ -6,8 +6,10 @@
 
 use super::contacts::Contacts;
 use super::cx::Cx;
+use super::presence::OnlineUsers;
 use super::replay::{Between, Order, Replay, between};
-use crate::crypto::envelope::{Header, Kind, Scope};
+use crate::client::audience::Audience;
+use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Scope};
 use crate::crypto::keys::SessionKey;
 use crate::name::Username;
 use crate::protocol::EncryptedMessage;
@@ -46,6 +48,8 @@ struct Sender {
 pub struct Received {
     /// The signed header.
     pub header: Header,
+    /// All recipients.
+    pub to: Audience,
     /// The decrypted text; in a message about a file, it may contain a key.
     pub text: Zeroizing<String>,
 }
@@ -138,9 +142,15 @@ impl Incoming {
     }
 
     /// Opens an envelope; `None` if it is not shown. PROTOCOL#check-identity.
-    pub fn open(&mut self, cx: &mut Cx, contacts: &Contacts, message: &EncryptedMessage) -> Option<Received> {
+    pub fn open(
+        &mut self,
+        cx: &mut Cx,
+        contacts: &Contacts,
+        online: &OnlineUsers,
+        message: &EncryptedMessage,
+    ) -> Option<Received> {
         let header = &message.envelope.header;
-        match self.checked(cx, contacts, message) {
+        match self.checked(cx, (contacts, online), message) {
             Ok((received, gap, id)) => self.take_in(cx, received, gap, id),
             Err(why) => {
                 self.refuse(cx, header, &why);
@@ -154,7 +164,7 @@ impl Incoming {
     fn checked(
         &mut self,
         cx: &Cx,
-        contacts: &Contacts,
+        (contacts, online): (&Contacts, &OnlineUsers),
         message: &EncryptedMessage,
     ) -> Result<(Received, u64, [u8; 32]), String> {
         let from = &message.envelope.header.from;
@@ -189,14 +199,22 @@ impl Incoming {
             Some(Ok(text)) => text,
             _ => return Err("it cannot be decrypted".into()),
         };
+        let to = Audience::take(&header, &mut text).ok_or("its list of members is invalid")?;
+        let is_twin = |name: &&Username| contacts.other_spelling(name).is_some() || online.has_twin(name);
+        if let Some(name) = to.recipients().iter().filter(|name| **name != cx.me).find(is_twin) {
+            return Err(format!(
+                "{name} in its list of members differs from a known name only in letter case"
+            ));
+        }
         let text = String::from_utf8(std::mem::take(&mut *text)).map_err(|_| "it is not text".to_string())?;
         let text = Zeroizing::new(text);
-        if matches!(header.kind, Kind::RoomOpened | Kind::RoomLeft) && !text.is_empty() {
+        let is_notice = matches!(header.kind, Kind::RoomOpened | Kind::RoomLeft);
+        if text.len() > if is_notice { 0 } else { MAX_TEXT } {
             return Err("its fields contradict each other".into());
         }
         let id = verified.id();
         replay.record(&header, cx.now);
-        Ok((Received { header, text }, gap, id))
+        Ok((Received { header, to, text }, gap, id))
     }
 
     /// Accepts an envelope that has passed the checks; reports missing numbers before it, and a wrong time. `None` if
@@ -306,6 +324,11 @@ mod tests {
     use super::*;
 
     impl Incoming {
+        /// The id of the latest message of `name`.
+        pub fn last_id(&mut self, name: &Username) -> Option<[u8; 32]> {
+            self.sender(name).ids.back().copied()
+        }
+
         /// Acts as if `name` had sent more messages than are remembered.
         pub fn forget_some(&mut self, name: &Username) {
             self.sender(name).has_forgotten = true;

@@ -1,7 +1,10 @@
 //! The user's messages: sealed, wrapped for each recipient, sent. `outcome` handles the server's answers.
 //!
+//! A message has one copy for each recipient. The copies of a broadcast share one envelope; each copy of a private or
+//! room message is sealed for its recipient's session.
+//!
 //! Invariant: messages to one user are sent in the order in which they were typed; nothing is sealed for a key without
-//! a valid certificate. Specification: PROTOCOL#sending.
+//! a valid certificate. Specification: PROTOCOL#sending, PROTOCOL#room-copies.
 
 mod outcome;
 
@@ -38,6 +41,10 @@ pub enum Missed {
     KeyChanged,
     /// Too much waits for them on the server.
     Busy,
+    /// Their session ended before it acknowledged the message.
+    Lost,
+    /// The user's session ended before the server answered.
+    Unconfirmed,
     /// The server refused the message, or called each key stale.
     Failed,
 }
@@ -51,6 +58,8 @@ impl Missed {
             Missed::NoKey => format!("{name} has no usable key"),
             Missed::KeyChanged => contacts.doubt(name),
             Missed::Busy => format!("{name}'s connection is too slow at the moment"),
+            Missed::Lost => format!("{name}'s session ended first"),
+            Missed::Unconfirmed => format!("the connection was lost before {name} got it"),
             Missed::Failed => format!("the server did not accept it for {name}"),
         }
     }
@@ -73,7 +82,7 @@ pub enum Outcome {
     },
 }
 
-/// One message that is not settled.
+/// One message, until it is settled; a private, room or failed one for some time longer.
 pub struct Outgoing {
     kind: Kind,
     audience: Audience,
@@ -81,36 +90,34 @@ pub struct Outgoing {
     text: Zeroizing<String>,
     /// When it was typed, milliseconds since 1970.
     time: u64,
-    /// The message's id, kept because the message may be sealed again. PROTOCOL#message-id.
-    id: Option<Fixed<32>>,
+    /// The ids by recipient (one without a recipient in a broadcast), kept because the message may be sealed again.
+    /// PROTOCOL#message-id.
+    ids: BTreeMap<Option<Username>, Fixed<32>>,
     /// The number of its transfer.
     transfer: Option<u32>,
-    /// A broadcast is sealed once; a private message for each session that it goes to.
+    /// The envelope of a broadcast.
     sealed: Option<Arc<Sealed>>,
-    waiting: BTreeSet<Username>,
+    copies: BTreeMap<Username, Copy>,
+    /// The number of copies without an outcome.
+    waiting: usize,
+    /// The number of delivered copies.
     delivered: usize,
-    missed: BTreeMap<Username, Missed>,
-    tries: HashMap<Username, u32>,
     shown: bool,
-    /// The latest request that contained it.
-    request: u64,
     /// The time of the first request.
     requested: Option<Instant>,
+    /// When all outcomes were known.
+    settled: Option<Instant>,
 }
 
-/// A message that can be sent again.
-struct Failed {
-    audience: Audience,
-    text: Zeroizing<String>,
-    time: u64,
-    id: Option<Fixed<32>>,
-}
-
-/// A private or room message that the server reported as delivered `since` then.
-struct Delivered {
-    number: u64,
-    message: Outgoing,
-    since: Instant,
+/// One recipient's copy of a message.
+#[derive(Default)]
+struct Copy {
+    /// The latest request that contained it; 0 before the first.
+    request: u64,
+    /// How often the server called its key stale.
+    tries: u32,
+    /// `None` while it waits.
+    outcome: Option<Result<(), Missed>>,
 }
 
 /// The messages to one user.
@@ -144,14 +151,12 @@ impl Recipient {
 /// All messages that are not settled, and the latest settled ones.
 #[derive(Default)]
 pub struct Outbox {
+    /// By number, as typed. The settled ones have failed and can be sent again, or the server may still report that
+    /// they are lost.
     messages: BTreeMap<u64, Outgoing>,
     recipients: HashMap<Username, Recipient>,
-    /// The latest failed messages, which can be sent again.
-    failed: BTreeMap<u64, Failed>,
     /// Requests without an answer: the message, and its recipients.
     flights: BTreeMap<u64, (u64, Vec<Username>)>,
-    /// The latest delivered messages: the server may still report that they are lost.
-    delivered: VecDeque<Delivered>,
     /// Requests in flight that were reported as lost.
     lost: BTreeSet<u64>,
     next_message: u64,
@@ -172,16 +177,15 @@ impl Outgoing {
             audience,
             text,
             time,
-            id: None,
+            ids: BTreeMap::new(),
             transfer: None,
             sealed: None,
-            waiting: BTreeSet::new(),
+            copies: BTreeMap::new(),
+            waiting: 0,
             delivered: 0,
-            missed: BTreeMap::new(),
-            tries: HashMap::new(),
             shown: false,
-            request: 0,
             requested: None,
+            settled: None,
         }
     }
 
@@ -190,9 +194,23 @@ impl Outgoing {
         self.requested.is_some_and(|requested| lost.is_none_or(|lost| requested <= lost))
     }
 
-    /// Whether `name` is its only recipient.
-    fn is_for(&self, name: &Username) -> bool {
-        self.audience.recipient() == Some(name)
+    /// Whether it is settled, and a recipient has not got it. A broadcast needs only one that has.
+    fn has_failed(&self) -> bool {
+        self.settled.is_some() && self.delivered < self.audience.recipients().len().max(1)
+    }
+
+    /// Notes the outcome of a copy.
+    fn settle(&mut self, name: &Username, outcome: Result<(), Missed>) {
+        let Some(copy) = self.copies.get_mut(name) else { return };
+        let former = copy.outcome.replace(outcome);
+        self.waiting -= usize::from(former.is_none());
+        self.delivered -= usize::from(former == Some(Ok(())));
+        self.delivered += usize::from(outcome.is_ok());
+    }
+
+    /// The recipients that did not get it, and why.
+    fn missed(&self) -> impl Iterator<Item = (&Username, Missed)> {
+        self.copies.iter().filter_map(|(name, copy)| Some((name, copy.outcome?.err()?)))
     }
 
     /// A message about the transfer with this number.
@@ -202,14 +220,18 @@ impl Outgoing {
 }
 
 impl Outbox {
+    fn pending(&self) -> impl Iterator<Item = &Outgoing> + Clone {
+        self.messages.values().filter(|message| message.settled.is_none())
+    }
+
     /// Messages that are not settled yet.
     pub fn len(&self) -> usize {
-        self.messages.len()
+        self.pending().count()
     }
 
     /// Whether everything is settled.
     pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
+        self.pending().next().is_none()
     }
 
     /// Whether the server owes an answer.
@@ -219,7 +241,7 @@ impl Outbox {
 
     /// Whether the failed message of this number can still be sent again.
     pub fn is_at_hand(&self, number: u64) -> bool {
-        self.failed.contains_key(&number)
+        self.messages.get(&number).is_some_and(Outgoing::has_failed)
     }
 
     /// Whether a session ended before the server had acknowledged all messages.
@@ -229,7 +251,7 @@ impl Outbox {
 
     /// The user's messages that nobody has acknowledged.
     pub fn unacknowledged(&self) -> impl Iterator<Item = &str> + Clone {
-        let messages = self.messages.values().filter(|message| message.kind == Kind::Message);
+        let messages = self.pending().filter(|message| message.kind == Kind::Message);
         messages.map(|message| message.text.as_str())
     }
 
@@ -237,7 +259,7 @@ impl Outbox {
     /// since
     /// `lost`, if that is known.
     pub fn unsettled(&self, lost: Option<Instant>) -> impl Iterator<Item = String> {
-        let of_user = self.messages.values().filter(|message| message.kind == Kind::Message);
+        let of_user = self.pending().filter(|message| message.kind == Kind::Message);
         let (left, held): (Vec<_>, Vec<_>) = of_user.partition(|message| message.may_have_left(lost));
         let reports = [(left, "not acknowledged and may not have arrived"), (held, "not sent")];
         reports.into_iter().filter(|(messages, _)| !messages.is_empty()).map(|(messages, fate)| {
@@ -249,10 +271,9 @@ impl Outbox {
         })
     }
 
-    /// Forgets failed messages, which then cannot be sent again.
-    pub fn forget_failed(&mut self) {
-        self.failed.clear();
-        self.delivered.clear();
+    /// Forgets settled messages, which then cannot be sent again.
+    pub fn forget_settled(&mut self) {
+        self.messages.retain(|_, message| message.settled.is_none());
     }
 
     /// Begins new conversations, for a new session key.
@@ -271,6 +292,7 @@ impl Outbox {
         self.send_as(cx, contacts, online, (self.next_message, message));
     }
 
+    /// Sends a message to the recipients that have not got it.
     fn send_as(
         &mut self,
         cx: &mut Cx,
@@ -282,51 +304,44 @@ impl Outbox {
             let why = format!("the message is too long: the limit is {} KiB", MAX_TEXT / 1024);
             return self.unsent(cx, contacts, number, message, why);
         }
-        message.waiting = match message.audience.recipient() {
-            None => {
+        let names: Vec<Username> = match &message.audience {
+            Audience::Everyone => {
                 let mut is_trusted = |name: &&Username| contacts.admits(name) && !contacts.has_changed(name);
                 online.others(&cx.me).filter(|name| is_trusted(name)).cloned().collect()
             }
-            Some(name) => BTreeSet::from([name.clone()]),
+            direct => {
+                let has_it = |name: &Username| {
+                    message.copies.get(name).is_some_and(|copy| copy.outcome == Some(Ok(())))
+                };
+                direct.recipients().iter().filter(|name| !has_it(name)).cloned().collect()
+            }
         };
-        if message.waiting.is_empty() {
+        if names.is_empty() {
             let is_alone = online.others(&cx.me).next().is_none();
             let nobody = if is_alone { "nobody else" } else { "nobody with a trusted key" };
             let why = format!("{nobody} is online: your message was not sent");
             return self.unsent(cx, contacts, number, message, why);
         }
-        if let Some(name) = message.audience.recipient().filter(|name| contacts.has_changed(name)) {
-            let (name, kind) = (name.clone(), message.kind);
-            let doubt = contacts.doubt(&name);
-            match message.transfer {
-                Some(transfer) => {
-                    self.outcomes.push_back(Outcome::FileMessage { transfer, kind, missed: Some(doubt) });
-                }
-                None if kind == Kind::RoomLeft => {}
-                None => {
-                    let why = format!("{doubt}: your message was not sent");
-                    self.unsent(cx, contacts, number, message, why);
-                    contacts.reconsider(cx, &name);
-                }
-            }
-            return;
-        }
         if message.audience == Audience::Everyone {
             self.broadcasts += 1;
-            let sealed = seal(cx, &message, None, self.broadcasts);
-            message.id = Some(Fixed(sealed.id()));
+            let sealed = seal(cx, &mut message, None, self.broadcasts);
             message.sealed = Some(Arc::new(sealed));
         }
-        let names = message.waiting.clone();
+        message.waiting = names.len();
         for name in &names {
+            message.copies.insert(name.clone(), Copy::default());
             self.recipient(name).backlog.insert(number);
         }
-        if message.kind == Kind::Message {
+        let is_text = message.kind == Kind::Message;
+        if is_text {
             let entry = own_entry(cx, contacts, number, &message, SendState::UnderWay);
             cx.display(Display::Entry(entry));
         }
+        let doubtful: Vec<Username> =
+            names.iter().filter(|name| contacts.has_changed(name)).cloned().collect();
         self.messages.insert(number, message);
         self.pump(cx, contacts, names);
+        doubtful.iter().filter(|_| is_text).for_each(|name| contacts.reconsider(cx, name));
     }
 
     /// Sends the backlogs of users whose keys have arrived, and requests the keys of the others. PROTOCOL#broadcast.
@@ -347,8 +362,8 @@ impl Outbox {
                     // PROTOCOL#stale.
                     let is_stale = recipient.stale == Some(session);
                     for number in std::mem::take(&mut recipient.backlog) {
-                        let message = self.messages.get(&number);
-                        if is_stale && message.is_some_and(|message| message.tries.contains_key(&name)) {
+                        let copy = self.messages.get(&number).and_then(|message| message.copies.get(&name));
+                        if is_stale && copy.is_some_and(|copy| copy.tries > 0) {
                             same.push((number, name.clone()));
                         } else {
                             batches.entry(number).or_default().push(name.clone());
@@ -360,11 +375,12 @@ impl Outbox {
         changed.iter().for_each(|name| self.give_up(cx, contacts, name, Missed::KeyChanged));
         // The server calls the key stale, but shows no other one.
         for (number, name) in &same {
-            self.settle(*number, name, Some(Missed::Failed));
+            self.settle(*number, name, Err(Missed::Failed));
             self.finish(cx, contacts, *number);
         }
         for (number, names) in batches {
-            for part in names.chunks(MAX_TARGETS) {
+            let is_shared = self.messages.get(&number).is_some_and(|message| message.sealed.is_some());
+            for part in names.chunks(if is_shared { MAX_TARGETS } else { 1 }) {
                 self.transmit(cx, contacts, (number, part));
             }
         }
@@ -383,9 +399,7 @@ impl Outbox {
                 let recipient = self.recipients.entry((*name).clone()).or_default();
                 let sequence = recipient.next_sequence(key.fingerprint());
                 let to = Some(((*name).clone(), key.fingerprint()));
-                let sealed = seal(cx, message, to, sequence);
-                message.id = Some(Fixed(sealed.id()));
-                Arc::new(sealed)
+                Arc::new(seal(cx, message, to, sequence))
             }
             (None, None) => return,
         };
@@ -396,7 +410,11 @@ impl Outbox {
         }
         self.next_request += 1;
         let id = self.next_request;
-        message.request = id;
+        for name in names {
+            if let Some(copy) = message.copies.get_mut(name) {
+                copy.request = id;
+            }
+        }
         message.requested = message.requested.or(Some(cx.instant));
         let routing = Routing { id, targets: names.to_vec(), keys: wrap(&sealed, &keys) };
         self.flights.insert(id, (number, names.to_vec()));
@@ -407,32 +425,38 @@ impl Outbox {
 
 /// The entry that shows an own message.
 fn own_entry(cx: &Cx, contacts: &Contacts, number: u64, message: &Outgoing, state: SendState) -> Entry {
-    let to = message.audience.recipient();
     let source = Source::User { from: cx.me.clone(), to: message.audience.clone() };
     // Trust in a former key does not apply to the current one.
-    let trust = to.filter(|to| !contacts.has_changed(to)).and_then(|to| contacts.trust(to));
+    let trust = |to| contacts.trust(to).filter(|_| !contacts.has_changed(to));
+    let trust = message.audience.recipients().iter().map(trust).min().flatten();
     let place = source.place(&cx.me);
     let entry = Entry::new(message.time, source, place, sanitise_lines(&message.text));
     Entry { trust, sending: Some((number, state)), ..entry }
 }
 
-/// Seals a message: for one recipient's session, or for everyone.
-fn seal(cx: &Cx, message: &Outgoing, to: Option<(Username, Fingerprint)>, sequence: u64) -> Sealed {
+/// Seals a message for one recipient's session, or for everyone, and remembers the id.
+fn seal(cx: &Cx, message: &mut Outgoing, to: Option<(Username, Fingerprint)>, sequence: u64) -> Sealed {
     let (recipient, recipient_key) =
         to.map_or((None, cx.account.server), |(name, key)| (Some(name), Some(key)));
     let header = Header {
         kind: message.kind,
         scope: message.audience.scope(),
-        recipient,
+        recipient: recipient.clone(),
         recipient_key,
         from: cx.me.clone(),
         identity: cx.account.fingerprint(),
         session: cx.account.current().fingerprint(),
         sequence,
         time: message.time,
-        again: message.id,
+        again: message.ids.get(&recipient).copied(),
     };
-    Sealed::seal(header, &cx.account.identity, message.text.as_bytes())
+    let plaintext = match message.kind {
+        Kind::Message => message.audience.plaintext(&cx.me, &message.text),
+        _ => Zeroizing::new(message.text.as_bytes().to_vec()),
+    };
+    let sealed = Sealed::seal(header, &cx.account.identity, &plaintext);
+    message.ids.insert(recipient, Fixed(sealed.id()));
+    sealed
 }
 
 /// One wrapped key for each recipient, spread over the cores.

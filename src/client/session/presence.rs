@@ -73,6 +73,12 @@ impl OnlineUsers {
         self.names.contains(name)
     }
 
+    /// Whether `name` is offline, and an online name differs from it only in letter case.
+    pub fn has_twin(&self, name: &Username) -> bool {
+        let is_twin = |other: &Username| other.as_str().eq_ignore_ascii_case(name.as_str());
+        !self.contains(name) && self.names.iter().any(is_twin)
+    }
+
     /// Whether the first list of the session has arrived.
     pub fn is_complete(&self) -> bool {
         self.is_complete

@@ -26,7 +26,8 @@ pub struct Record {
 
 /// Whether an entry is a received message, or an own one that a recipient has got.
 fn is_said(entry: &Entry) -> bool {
-    let is_sent = entry.sending.as_ref().is_none_or(|(_, state)| *state == SendState::Taken);
+    let is_sent = |(_, state): &(u64, SendState)| matches!(state, SendState::Taken | SendState::Partly(_));
+    let is_sent = entry.sending.as_ref().is_none_or(is_sent);
     is_sent && matches!(entry.source, Source::User { .. })
 }
 
@@ -169,8 +170,8 @@ mod tests {
         let [alice, bob] = ["alice", "bob"].map(|name| name.parse::<Username>().expect("name"));
         for (from, to, place, mention) in [
             (&alice, Audience::Everyone, Place::Everyone, false),
-            (&bob, Audience::Private(alice.clone()), Place::With(bob.clone()), true),
-            (&alice, Audience::Room(bob.clone()), Place::With(bob.clone()), false),
+            (&bob, Audience::Private(alice.clone()), Place::With(bob.clone().into()), true),
+            (&alice, Audience::Room(bob.clone().into()), Place::With(bob.clone().into()), false),
         ] {
             let source = Source::User { from: from.clone(), to };
             let said = Entry { mention, ..Entry::new(7, source, place, "two\nfor @Alice".into()) };

@@ -4,8 +4,10 @@
 
 use super::Session;
 use super::account::PasswordChange;
+use super::contacts::TRUST_WORDS;
 use super::files::Progress;
 use super::talk::Destination;
+use crate::client::audience::Partners;
 use crate::client::entry::Entry;
 use crate::name::Username;
 use std::time::Instant;
@@ -70,24 +72,26 @@ impl Session {
         self.talk.destination()
     }
 
-    /// The user that the conversation is with, if it is with one.
-    pub fn partner(&self) -> Option<&Username> {
-        self.talk.partner()
+    /// The users that the conversation is with; `None` if it is with everyone or nobody.
+    pub fn partners(&self) -> Option<&Partners> {
+        self.talk.partners()
     }
 
-    /// Whether there is a room with `name`.
-    pub fn has_room(&self, name: &Username) -> bool {
-        self.talk.has_room(name)
+    /// Whether there is a room with `partners`.
+    pub fn has_room(&self, partners: &Partners) -> bool {
+        self.talk.has_room(partners)
     }
 
-    /// How well the key of `name` is known, as a word.
-    pub fn trust_word(&self, name: &Username) -> &'static str {
-        self.contacts.trust_word(name)
+    /// How well the least known key of `partners` is known, as a word.
+    pub fn trust_word(&self, partners: &Partners) -> &'static str {
+        let words: Vec<&str> = partners.names().iter().map(|name| self.contacts.trust_word(name)).collect();
+        TRUST_WORDS.into_iter().find(|word| words.contains(word)).unwrap_or_default()
     }
 
-    /// The same as a mark beside the name.
-    pub fn trust_mark(&self, name: &Username) -> &'static str {
-        self.contacts.trust_mark(name)
+    /// The partners, each with a mark of how well their key is known: "bob✓, carol?".
+    pub fn marked(&self, partners: &Partners) -> String {
+        let marked = |name: &Username| format!("{name}{}", self.contacts.trust_mark(name));
+        partners.names().iter().map(marked).collect::<Vec<_>>().join(", ")
     }
 
     /// The number of online users, with this one.

@@ -4,7 +4,7 @@
 
 use super::cx::Cx;
 use super::event::Display;
-use crate::client::audience::Audience;
+use crate::client::audience::{Audience, Partners};
 use crate::client::command::{self, Command, View};
 use crate::client::entry::{Place, Source};
 use crate::client::store::trust::Trust;
@@ -20,8 +20,8 @@ pub enum Destination {
     /// To all online users.
     #[default]
     Everyone,
-    /// To this user alone.
-    With(Username),
+    /// To these users alone.
+    With(Partners),
     /// To nobody: a change of the conversation was refused.
     Nowhere,
 }
@@ -31,7 +31,10 @@ impl Destination {
     /// view by its number.
     pub fn after(line: &str, view: impl Fn(usize) -> Destination) -> Option<Destination> {
         match command::parse(line) {
-            Ok(Command::Room(Some(name)) | Command::View(View::With(name))) => Some(Destination::With(name)),
+            Ok(Command::Room(names)) if names.is_empty() => None,
+            Ok(Command::Room(names) | Command::View(View::With(names))) => {
+                Some(Partners::new(names).map_or(Destination::Nowhere, Destination::With))
+            }
             Ok(Command::Leave | Command::View(View::Everyone)) => Some(Destination::Everyone),
             Ok(Command::View(View::Number(number))) => Some(view(number)),
             Err(_) if command::may_lead(line) => Some(Destination::Nowhere),
@@ -40,9 +43,9 @@ impl Destination {
     }
 }
 
-impl From<Option<Username>> for Destination {
-    fn from(partner: Option<Username>) -> Destination {
-        partner.map_or(Destination::Everyone, Destination::With)
+impl From<Option<Partners>> for Destination {
+    fn from(partners: Option<Partners>) -> Destination {
+        partners.map_or(Destination::Everyone, Destination::With)
     }
 }
 
@@ -50,8 +53,8 @@ impl From<Option<Username>> for Destination {
 #[derive(Default)]
 pub struct Talk {
     destination: Destination,
-    /// Online users who were notified of a room with them.
-    rooms: BTreeSet<Username>,
+    /// The rooms that this user has opened. The partner in a room of two is online and was notified of it.
+    rooms: BTreeSet<Partners>,
     /// Whether notifications are off.
     is_quiet: bool,
 }
@@ -62,25 +65,25 @@ impl Talk {
         &self.destination
     }
 
-    /// The user that the conversation is with, if it is with one.
-    pub fn partner(&self) -> Option<&Username> {
-        if let Destination::With(partner) = &self.destination { Some(partner) } else { None }
+    /// The users that the conversation is with; `None` if it is with everyone or nobody.
+    pub fn partners(&self) -> Option<&Partners> {
+        if let Destination::With(partners) = &self.destination { Some(partners) } else { None }
     }
 
     /// The recipients of typed lines; `None` if they go nowhere.
     pub fn audience(&self) -> Option<Audience> {
         match self.destination.clone() {
             Destination::Everyone => Some(Audience::Everyone),
-            Destination::With(partner) if self.has_room(&partner) => Some(Audience::Room(partner)),
-            Destination::With(partner) => Some(Audience::Private(partner)),
+            Destination::With(partners) if self.has_room(&partners) => Some(Audience::Room(partners)),
+            Destination::With(partners) => partners.only().cloned().map(Audience::Private),
             Destination::Nowhere => None,
         }
     }
 
-    /// Typed lines go to `partner` from now on; `None` is everyone.
-    pub fn go_to(&mut self, cx: &mut Cx, partner: Option<Username>) {
-        self.destination = partner.clone().into();
-        cx.display(Display::Enter(partner));
+    /// Typed lines go to `partners` from now on; `None` is everyone.
+    pub fn go_to(&mut self, cx: &mut Cx, partners: Option<Partners>) {
+        self.destination = partners.clone().into();
+        cx.display(Display::Enter(partners));
     }
 
     /// Begins a change of the conversation: typed lines go nowhere until it succeeds.
@@ -88,14 +91,14 @@ impl Talk {
         self.destination = Destination::Nowhere;
     }
 
-    /// Whether there is a room with `name`.
-    pub fn has_room(&self, name: &Username) -> bool {
-        self.rooms.contains(name)
+    /// Whether there is a room with `partners`.
+    pub fn has_room(&self, partners: &Partners) -> bool {
+        self.rooms.contains(partners)
     }
 
-    /// Opens a room with `name`, whose notification is being sent.
-    pub fn open(&mut self, name: Username) {
-        self.rooms.insert(name);
+    /// Opens a room; false if it was open. PROTOCOL#open-room.
+    pub fn open(&mut self, partners: Partners) -> bool {
+        self.rooms.insert(partners)
     }
 
     /// Notes that `name` was notified of the room.
@@ -107,14 +110,15 @@ impl Talk {
         cx.notice(format!("you are in a private room with {name}; {trust}; /leave returns"));
     }
 
-    /// Closes the room with `name`. False if there was none.
-    pub fn close(&mut self, name: &Username) -> bool {
-        self.rooms.remove(name)
+    /// Closes the room with `partners`. False if there was none.
+    pub fn close(&mut self, partners: &Partners) -> bool {
+        self.rooms.remove(partners)
     }
 
-    /// Closes the room with `with`, if there is one, because one of the two sessions has ended; notifies the user.
+    /// Closes the room of two with `with`, if there is one, because one of the two sessions has ended; notifies the
+    /// user.
     pub fn close_and_tell(&mut self, cx: &mut Cx, with: &Username) {
-        if self.close(with) {
+        if self.close(&with.clone().into()) {
             let text = format!(
                 "the room with {with} is closed: what you type here is sent as private messages; /room {with} opens it again"
             );
@@ -122,19 +126,20 @@ impl Talk {
         }
     }
 
-    /// Closes every room, because the user's session has ended.
+    /// Closes every room of two, because the user's session has ended.
     pub fn close_all(&mut self, cx: &mut Cx) {
-        self.rooms.clone().iter().for_each(|with| self.close_and_tell(cx, with));
+        let rooms = self.rooms.clone();
+        rooms.iter().filter_map(Partners::only).for_each(|with| self.close_and_tell(cx, with));
     }
 
     /// Handles that `from` has opened or joined a room.
     pub fn partner_opened(&self, cx: &mut Cx, from: &Username) {
-        if self.has_room(from) {
+        if self.has_room(&from.clone().into()) {
             return notice_in_room(cx, from, format!("{from} has joined the room"));
         }
         let text = format!("{from} has opened a private room with you: /room {from} joins it");
         cx.tell_about(from, "room", MAX_ROOM_NOTICES, (Source::Notice, Place::Here, text));
-        self.alert(cx, from, Place::With(from.clone()));
+        self.alert(cx, from, Place::With(from.clone().into()));
     }
 
     /// Handles that `from` has left a room.
@@ -158,5 +163,5 @@ impl Talk {
 }
 
 fn notice_in_room(cx: &mut Cx, with: &Username, text: String) {
-    cx.tell_about(with, "room", MAX_ROOM_NOTICES, (Source::Notice, Place::With(with.clone()), text));
+    cx.tell_about(with, "room", MAX_ROOM_NOTICES, (Source::Notice, Place::With(with.clone().into()), text));
 }

@@ -1,11 +1,11 @@
 //! Tests of complete sessions: two sessions and a server between them, without threads or sockets.
 
 use super::*;
-use crate::client::audience::Audience;
+use crate::client::audience::{Audience, Partners};
 use crate::client::entry::SendState;
 use crate::client::store::trust::Trust;
 use crate::client::transfer::Job;
-use crate::crypto::envelope::{Header, Kind, Scope, Sealed, Word};
+use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Scope, Sealed, Word};
 use crate::crypto::public::SessionPublicKey;
 use crate::crypto::secret::random;
 use crate::encoding::{Bytes, Fixed};
@@ -16,20 +16,22 @@ use miniserde::json;
 
 const NOW: u64 = 1_800_000_000_000;
 
-/// Two sessions, and the server between them.
+/// Two or more sessions, and the server between them.
 struct Net {
-    sessions: [Session; 2],
-    identities: [Vec<u8>; 2],
-    keys: [SessionCertificate; 2],
+    sessions: Vec<Session>,
+    identities: Vec<Vec<u8>>,
+    keys: Vec<SessionCertificate>,
     /// Messages from each session that the server has not read yet.
-    said: [VecDeque<ClientMessage>; 2],
-    shown: [Vec<Entry>; 2],
-    wants_key: [bool; 2],
+    said: Vec<VecDeque<ClientMessage>>,
+    shown: Vec<Vec<Entry>>,
+    wants_key: Vec<bool>,
+    /// The server answers that these are offline.
+    away: Vec<usize>,
     now: Instant,
     folder: std::path::PathBuf,
 }
 
-const NAMES: [&str; 2] = ["alice", "bob"];
+const NAMES: [&str; 4] = ["alice", "bob", "carol", "dave"];
 
 /// The server's answer to a new session key.
 fn granted(newest: u64) -> crate::protocol::Session {
@@ -48,11 +50,11 @@ fn name(n: usize) -> Username {
 
 impl Net {
     fn new() -> Net {
-        Net::with_records("")
+        Net::with_records("", 2)
     }
 
-    /// Both start with this `known_users`.
-    fn with_records(records: &str) -> Net {
+    /// All start with this `known_users`.
+    fn with_records(records: &str, count: usize) -> Net {
         let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("session-{id}"));
         std::fs::create_dir(&folder).expect("a folder");
@@ -67,21 +69,26 @@ impl Net {
             let session = Session::new(name(n), identity, key, (trust, ignored), now);
             (session.certified(NOW, 0), spki, fields)
         };
-        let ((a, identity_a, key_a), (b, identity_b, key_b)) = (person(0), person(1));
         let mut net = Net {
-            sessions: [a, b],
-            identities: [identity_a, identity_b],
-            keys: [key_a, key_b],
-            said: Default::default(),
-            shown: Default::default(),
-            wants_key: [false; 2],
+            sessions: Vec::new(),
+            identities: Vec::new(),
+            keys: Vec::new(),
+            said: (0..count).map(|_| VecDeque::new()).collect(),
+            shown: vec![Vec::new(); count],
+            wants_key: vec![false; count],
+            away: Vec::new(),
             now,
-            folder,
+            folder: folder.clone(),
         };
+        for (session, identity, key) in (0..count).map(person) {
+            net.sessions.push(session);
+            net.identities.push(identity);
+            net.keys.push(key);
+        }
         // A message that is sealed again must be new to them.
         net.sessions.iter_mut().for_each(|session| session.incoming.began = Some(NOW - 3_600_000));
-        for n in 0..2 {
-            let joined = vec![name(0), name(1)];
+        for n in 0..count {
+            let joined = (0..count).map(name).collect();
             let presence = Presence { more: false, full: true, joined, left: Vec::new() };
             net.event(n, Event::Server(ServerMessage::Presence(presence)));
         }
@@ -116,34 +123,40 @@ impl Net {
         let Some(message) = self.said[n].pop_front() else { return false };
         match message {
             ClientMessage::KeysRequest(request) => {
-                let keys = request.names.iter().map(|who| {
-                    let n = usize::from(*who == name(1));
+                let (known, unknown) = request.names.into_iter().partition(|who| self.find(who).is_some());
+                let keys = Vec::into_iter(known).map(|who: Username| {
+                    let n = self.find(&who).expect("known");
                     let fields = &self.keys[n];
                     PersonKeys {
-                        name: who.clone(),
+                        name: who,
                         identity: Bytes(self.identities[n].clone()),
                         session_key: Some(fields.session_key.clone()),
                         created: Some(fields.created),
                         certificate: Some(fields.certificate),
                     }
                 });
-                let keys = Keys { keys: keys.collect(), unknown: Vec::new() };
+                let keys = Keys { keys: keys.collect(), unknown };
                 self.event(n, Event::Server(ServerMessage::Keys(keys)));
             }
             ClientMessage::EncryptedSend(send) => {
-                let other = 1 - n;
-                let current = SessionPublicKey::parse(&self.keys[other].session_key.0).expect("key");
-                let to = &send.routing.targets[0];
-                let key = send.routing.keys.get(to).expect("wrapped");
-                let fits = key.id() == current.fingerprint().key_id();
-                let targets = send.routing.targets.clone();
-                let (delivered, stale) = if fits { (targets, Vec::new()) } else { (Vec::new(), targets) };
-                if fits {
+                let (mut delivered, mut offline, mut stale) = (Vec::new(), Vec::new(), Vec::new());
+                for to in &send.routing.targets {
+                    let other = self.find(to).filter(|other| !self.away.contains(other));
+                    let Some(other) = other else {
+                        offline.push(to.clone());
+                        continue;
+                    };
+                    let current = SessionPublicKey::parse(&self.keys[other].session_key.0).expect("key");
+                    let key = send.routing.keys.get(to).expect("wrapped");
+                    if key.id() != current.fingerprint().key_id() {
+                        stale.push(to.clone());
+                        continue;
+                    }
+                    delivered.push(to.clone());
                     let message = EncryptedMessage { envelope: send.envelope.clone(), key: key.clone() };
                     self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
                 }
-                let sent =
-                    Sent { id: send.routing.id, delivered, offline: Vec::new(), stale, busy: Vec::new() };
+                let sent = Sent { id: send.routing.id, delivered, offline, stale, busy: Vec::new() };
                 self.event(n, Event::Server(ServerMessage::Sent(sent)));
             }
             ClientMessage::Renew(fields) => {
@@ -156,7 +169,11 @@ impl Net {
     }
 
     fn settle(&mut self) {
-        while self.step(0) || self.step(1) {}
+        while (0..self.sessions.len()).any(|n| self.step(n)) {}
+    }
+
+    fn find(&self, who: &Username) -> Option<usize> {
+        (0..self.sessions.len()).find(|n| name(*n) == *who)
     }
 
     fn renew(&mut self, n: usize) {
@@ -392,11 +409,12 @@ fn line_after_a_refused_change_of_conversation_goes_nowhere() {
             usize::from(is_refused)
         );
         assert_eq!(net.lines(1).iter().any(|line| line.contains("a secret")), !is_refused, "{refused}");
-        for (back, partner) in [("/view bob", Some(name(1))), ("/leave", None), ("/room bob", Some(name(1)))]
+        for (back, partner) in
+            [("/view bob", Some(name(1).into())), ("/leave", None), ("/room bob", Some(name(1).into()))]
         {
             net.type_in(0, refused);
             net.type_in(0, back);
-            assert_eq!(net.sessions[0].partner(), partner.as_ref());
+            assert_eq!(net.sessions[0].partners(), partner.as_ref());
             net.type_in(0, back);
             net.type_in(0, "another line");
             net.settle();
@@ -723,13 +741,13 @@ fn unsendable_message_is_kept_for_another_try() {
 fn text_goes_to_the_shown_view_and_a_switch_notifies_nobody() {
     let mut net = Net::new();
     for event in [
-        Event::Switch(Some(name(1))),
+        Event::Switch(Some(name(1).into())),
         Event::Line("private".into()),
         Event::Line("/room bob".into()),
         Event::Line("room".into()),
         Event::Switch(None),
         Event::Line("public".into()),
-        Event::Switch(Some(name(1))),
+        Event::Switch(Some(name(1).into())),
         Event::Line("/room bob".into()),
         Event::Line("room again".into()),
         Event::Line("/leave".into()),
@@ -763,8 +781,8 @@ fn text_goes_to_the_shown_view_and_a_switch_notifies_nobody() {
 fn refused_room_does_not_make_later_text_public() {
     let mut net = Net::with_swapped_bob();
     assert!(net.sessions[0].contacts.has_changed(&name(1)));
-    net.shown = Default::default();
-    net.said = Default::default();
+    net.shown.iter_mut().for_each(Vec::clear);
+    net.said.iter_mut().for_each(VecDeque::clear);
     for line in ["/room bob", "a secret"] {
         net.type_in(0, line);
     }
@@ -774,7 +792,9 @@ fn refused_room_does_not_make_later_text_public() {
     assert!(net.lines(0).contains(&refused), "{:?}", net.lines(0));
     assert!(net.shown[0].iter().all(|entry| entry.trust.is_none()), "no mark of the former key");
     // No room is open, because the partner was not notified.
-    assert!(!net.sessions[0].has_room(&name(1)) && net.sessions[0].partner() == Some(&name(1)));
+    assert!(
+        !net.sessions[0].has_room(&name(1).into()) && net.sessions[0].partners() == Some(&name(1).into())
+    );
 }
 
 #[test]
@@ -1215,9 +1235,10 @@ fn room_that_ends_with_a_session_is_reported() {
     net.settle();
     net.bob_returns();
     assert_eq!((net.count(opened), net.count(closed)), (1, 1), "{:#?}", net.shown[0]);
-    let in_view = |entry: &Entry| entry.line().starts_with(closed) && entry.place == Place::With(name(1));
+    let in_view =
+        |entry: &Entry| entry.line().starts_with(closed) && entry.place == Place::With(name(1).into());
     assert!(net.shown[0].iter().any(in_view));
-    assert!(!net.sessions[0].has_room(&name(1)));
+    assert!(!net.sessions[0].has_room(&name(1).into()));
     net.bob_returns();
     assert_eq!(net.count(closed), 1, "it was closed already");
     net.type_in(0, "/room bob");
@@ -1229,14 +1250,14 @@ fn room_that_ends_with_a_session_is_reported() {
 /// README#records.
 #[test]
 fn damaged_record_is_not_called_a_changed_key() {
-    let mut net = Net::with_records("{\"server\":\"server-0\",\"name\":\"bob\",\"iden");
+    let mut net = Net::with_records("{\"server\":\"server-0\",\"name\":\"bob\",\"iden", 2);
     for line in ["/msg bob one", "/msg bob two", "hello", "/trust bob", "/trust bob", "/msg bob three"] {
         net.type_in(0, line);
         net.settle();
     }
     for line in [
-        "! the record of bob's key is damaged: your message was not delivered",
-        "! the record of bob's key is damaged: your message was not sent",
+        "! the record of bob's key is damaged: your message was not sent (\"one\")",
+        "! the record of bob's key is damaged: your message was not sent (\"two\")",
         "* the key of bob is accepted",
         "* the key of bob has not changed: there is nothing to accept",
     ] {
@@ -1369,4 +1390,281 @@ fn notices_about_one_user_leave_room_for_others() {
         net.minutes_pass(1);
     }
     assert!(net.count("more notices about users were not shown") > 0);
+}
+
+/// A room of three, which alice has opened; the fourth user is online.
+fn group() -> Net {
+    let mut net = Net::with_records("", 4);
+    net.type_in(0, "/room Carol bob BOB alice");
+    net
+}
+
+impl Net {
+    /// The states that were shown of the own messages of `n`.
+    fn states(&mut self, n: usize) -> Vec<SendState> {
+        self.shown[n].drain(..).filter_map(|entry| Some(entry.sending?.1)).collect()
+    }
+}
+
+/// PROTOCOL#members, PROTOCOL#typed-members.
+#[test]
+fn room_is_the_same_from_every_side_and_nobody_else_sees_it() {
+    let mut net = group();
+    net.type_in(0, "from alice");
+    net.type_in(1, "/room carol ALICE");
+    net.type_in(1, "from bob");
+    net.type_in(2, "/msg bob,alice from carol");
+    net.settle();
+    let lines = [
+        "<alice -> bob, carol> from alice",
+        "<bob -> alice, carol> from bob",
+        "<carol -> alice, bob> from carol",
+    ];
+    for n in 0..3 {
+        let mut seen = net.lines(n);
+        seen.sort();
+        assert_eq!(seen, lines);
+        let mut others: Vec<Username> = (0..3).filter(|other| *other != n).map(name).collect();
+        others.sort();
+        let place = Place::With(Partners::new(others).expect("two"));
+        let texts = net.shown[n].iter().filter(|entry| entry.source.from().is_some());
+        assert!(texts.clone().count() >= 3 && texts.clone().all(|entry| entry.place == place));
+    }
+    assert!(net.shown[3].iter().all(|entry| entry.source == Source::Notice), "{:#?}", net.shown[3]);
+    // The same names in another order lead back to the same view.
+    net.type_in(1, "/leave");
+    net.type_in(1, "/room alice carol");
+    assert_eq!(net.sessions[1].partners(), Some(&Partners::new([name(0), name(2)]).expect("two")));
+}
+
+/// PROTOCOL#room-copies.
+#[test]
+fn each_member_gets_a_copy_with_its_own_id_and_sequence() {
+    let mut net = group();
+    net.type_in(0, "/msg bob before");
+    net.settle();
+    net.type_in(0, "one");
+    let mut copies = Vec::new();
+    while !net.said[0].is_empty() {
+        if let Some(ClientMessage::EncryptedSend(send)) = net.said[0].front() {
+            copies.push((send.routing.targets.clone(), send.envelope.clone()));
+        }
+        net.step(0);
+    }
+    assert_eq!(copies.iter().map(|(targets, _)| targets).collect::<Vec<_>>(), [&[name(1)], &[name(2)]]);
+    let headers: Vec<&Header> = copies.iter().map(|(_, envelope)| &envelope.header).collect();
+    assert_eq!(headers.iter().map(|header| header.sequence).collect::<Vec<_>>(), [2, 1]);
+    assert!(
+        headers[0].recipient_key != headers[1].recipient_key && headers.iter().all(|one| one.again.is_none())
+    );
+    assert!(copies[0].1.body.commitment != copies[1].1.body.commitment, "no common key");
+    let ids = [1, 2].map(|n| net.sessions[n].incoming.last_id(&name(0)));
+    assert!(ids[0].is_some() && ids[0] != ids[1]);
+}
+
+/// PROTOCOL#room-copies.
+#[test]
+fn resending_reaches_only_members_who_missed_it() {
+    let mut net = group();
+    net.type_in(0, "zero");
+    net.settle();
+    assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
+    net.away = vec![2];
+    net.type_in(0, "one");
+    net.settle();
+    let partly = SendState::Partly("1 of 2: carol is offline".into());
+    assert_eq!(net.states(0), [SendState::UnderWay, partly.clone()]);
+    assert!(net.sessions[0].is_at_hand(2) && !net.sessions[0].is_at_hand(1));
+    net.event(0, Event::Resend(2));
+    net.settle();
+    assert_eq!(net.states(0), [SendState::UnderWay, partly]);
+    net.away.clear();
+    net.event(0, Event::Resend(2));
+    net.settle();
+    assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
+    assert!(!net.sessions[0].is_at_hand(2));
+    let line = "<alice -> bob, carol> one";
+    let times = |n: usize| net.lines(n).iter().filter(|shown| *shown == line).count();
+    assert_eq!((times(1), times(2)), (1, 1));
+    assert_eq!(net.sessions[0].history().filter(|entry| entry.text == "one").count(), 1);
+    // Nobody gets it: it has failed as a whole.
+    net.away = vec![1, 2];
+    net.type_in(0, "two");
+    net.settle();
+    let why = "bob is offline; carol is offline: your message was not delivered";
+    assert_eq!(net.states(0)[1], SendState::Failed(why.into()));
+    assert!(net.sessions[0].history().all(|entry| entry.text != "two"));
+}
+
+/// PROTOCOL#room-copies, PROTOCOL#lost.
+#[test]
+fn lost_copies_are_reported_by_name_one_after_the_other() {
+    let mut net = group();
+    net.type_in(0, "one");
+    net.settle();
+    net.states(0);
+    net.lose(0, 2, "carol");
+    assert_eq!(net.states(0), [SendState::Partly("1 of 2: carol's session ended first".into())]);
+    net.lose(0, 2, "bob");
+    assert_eq!(net.count("some messages to bob may not have arrived"), 1, "that request was carol's copy");
+    net.shown[0].clear();
+    net.lose(0, 1, "bob");
+    let why = "\"one\" may not have arrived: bob's session ended first; carol's session ended first";
+    assert_eq!(net.states(0), [SendState::Failed(why.into())]);
+    net.event(0, Event::Resend(1));
+    net.settle();
+    assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
+    // They had it: their clients show it once.
+    assert_eq!([1, 2].map(|n| net.lines(n).len()), [1, 1]);
+}
+
+/// PROTOCOL#room-copies, PROTOCOL#stale.
+#[test]
+fn member_with_a_changed_key_gets_nothing_and_the_others_do() {
+    let mut net = group();
+    net.type_in(0, "one");
+    net.settle();
+    net.renew(2);
+    net.swap_bob();
+    net.bob_returns();
+    net.type_in(0, "two");
+    net.settle();
+    let partly = || SendState::Partly("1 of 2: the key of bob has changed".into());
+    assert_eq!(net.states(0).last(), Some(&partly()));
+    assert_eq!(net.lines(2), ["<alice -> bob, carol> one", "<alice -> bob, carol> two"]);
+    // Known before it is typed.
+    net.type_in(0, "three");
+    assert!(net.count("THE IDENTITY KEY OF bob HAS CHANGED") == 1);
+    net.settle();
+    assert_eq!(net.states(0).last(), Some(&partly()));
+    assert_eq!(net.lines(1), ["<alice -> bob, carol> one"]);
+    assert_eq!(net.sessions[0].marked(&Partners::new([name(1), name(2)]).expect("two")), "bob!, carol?");
+    assert_eq!(net.sessions[0].trust_word(&Partners::new([name(1), name(2)]).expect("two")), "KEY CHANGED");
+}
+
+/// PROTOCOL#open-room.
+#[test]
+fn members_and_trust_are_shown_before_anything_is_sent() {
+    let mut net = group();
+    assert_eq!(net.count("* the room of bob (new), carol (new) and you is open"), 1);
+    net.type_in(0, "one");
+    net.settle();
+    net.type_in(2, "/ignore alice");
+    // Carol goes to the view that the message has opened, which opens the room.
+    let with = Partners::new([name(0), name(1)]).expect("two");
+    let opened = |net: &Net| {
+        let text = "the room of alice (not verified; ignored, but reads this), bob (new) and you is open";
+        net.shown[2].iter().filter(|entry| entry.text.starts_with(text)).count()
+    };
+    assert_eq!(opened(&net), 0);
+    net.event(2, Event::Switch(Some(with.clone())));
+    assert_eq!(opened(&net), 1);
+    net.event(2, Event::Switch(None));
+    net.event(2, Event::Switch(Some(with)));
+    assert_eq!(opened(&net), 1, "it is open");
+    net.type_in(2, "/room");
+    assert!(net.shown[2].last().is_some_and(|entry| entry.text.contains("alice (not verified; ignored")));
+    // A message opens the room that it names.
+    net.type_in(3, "/msg bob,carol hello");
+    let sent = |message: &ClientMessage| matches!(message, ClientMessage::EncryptedSend(_));
+    assert!(net.shown[3].iter().any(|entry| entry.text.starts_with("the room of bob (new), carol (new)")));
+    assert!(!net.said[3].iter().any(sent), "the keys come first");
+    // What is typed where no room is open goes to nobody.
+    net.sessions[0].talk.close(&Partners::new([name(1), name(2)]).expect("two"));
+    net.type_in(0, "a secret");
+    assert_eq!(net.count("\"a secret\" was not sent"), 1);
+}
+
+/// PROTOCOL#room-notices.
+#[test]
+fn larger_room_notifies_nobody_and_outlives_sessions() {
+    let mut net = group();
+    net.type_in(0, "/leave");
+    net.type_in(0, "/room bob carol");
+    net.settle();
+    assert!(net.shown[1].iter().all(|entry| !entry.text.contains("room")), "{:#?}", net.shown[1]);
+    net.bob_returns();
+    net.event(0, new_login());
+    let joined = (0..4).map(name).collect();
+    let presence = Presence { more: false, full: true, joined, left: Vec::new() };
+    net.event(0, Event::Server(ServerMessage::Presence(presence)));
+    net.type_in(0, "one");
+    net.settle();
+    assert_eq!(net.lines(1), ["<alice -> bob, carol> one"]);
+    assert_eq!(net.count("the room with"), 0);
+}
+
+/// PROTOCOL#typed-members.
+#[test]
+fn typed_members_are_folded_and_limited() {
+    let mut net = Net::new();
+    let many = |count: usize| (0..count).map(|n| format!(" m{n}")).collect::<String>();
+    net.type_in(0, &format!("/room{} M0 ALICE", many(31)));
+    assert_eq!(net.sessions[0].partners().map(|with| with.names().len()), Some(31));
+    for (line, why) in [
+        (format!("/room{}", many(32)), "! a room has at most 32 members, you included"),
+        (format!("/room{}", many(9000)), "! a room has at most 32 members, you included"),
+        ("/room alice ALICE".into(), "! that is your own name"),
+    ] {
+        net.shown[0].clear();
+        net.type_in(0, &line);
+        assert_eq!(net.lines(0), [why]);
+        net.type_in(0, "a secret");
+        assert_eq!(net.count("\"a secret\" was not sent"), 1);
+    }
+    net.type_in(0, "/room Alice BOB bob");
+    net.settle();
+    assert!(net.sessions[0].has_room(&name(1).into()), "the room of two");
+    assert!(net.shown[1].iter().any(|entry| entry.text.contains("has opened a private room")));
+}
+
+/// PROTOCOL#check-members.
+#[test]
+fn list_with_a_double_of_a_known_name_is_refused() {
+    let mut net = Net::new();
+    let carol = || "carol".parse::<Username>().expect("name");
+    let joined = vec![carol()];
+    net.event(
+        0,
+        Event::Server(ServerMessage::Presence(Presence { more: false, full: false, joined, left: vec![] })),
+    );
+    let mut say = |names: [&str; 3], sequence: u64| {
+        let to = Audience::Room(Partners::new(names.map(|name| name.parse().expect("name"))).expect("some"));
+        let plaintext = to.plaintext(&name(1), "hello");
+        net.bob_sends(Kind::Message, Scope::Room, sequence, NOW, &plaintext);
+        net.lines(0).pop().unwrap_or_default()
+    };
+    let refused = "Carol in its list of members differs from a known name only in letter case";
+    assert!(say(["alice", "Carol", "dave"], 1).ends_with(refused));
+    assert_eq!(say(["alice", "carol", "dave"], 1), "<bob -> alice, carol, dave> hello");
+    // One whose key is remembered counts when it is offline, too.
+    let spki = net.identities[1].clone();
+    let keys = PersonKeys {
+        name: carol(),
+        identity: Bytes(spki),
+        session_key: None,
+        created: None,
+        certificate: None,
+    };
+    net.sessions[0].take_keys(&keys);
+    let presence = Presence { more: false, full: false, joined: vec![], left: vec![carol()] };
+    net.event(0, Event::Server(ServerMessage::Presence(presence)));
+    let to = Audience::Room(
+        Partners::new(["Carol", "alice"].map(|name| name.parse().expect("name"))).expect("some"),
+    );
+    net.shown[0].clear();
+    net.bob_sends(Kind::Message, Scope::Room, 2, NOW, &to.plaintext(&name(1), "again"));
+    assert!(net.lines(0).iter().all(|line| !line.contains("again")), "{:#?}", net.lines(0));
+}
+
+/// PROTOCOL#check-text.
+#[test]
+fn room_text_longer_than_the_limit_is_refused() {
+    let mut net = Net::new();
+    let to = Audience::Room(name(0).into());
+    for (length, shown) in [(MAX_TEXT + 1, false), (MAX_TEXT, true)] {
+        net.shown[0].clear();
+        net.bob_sends(Kind::Message, Scope::Room, 1, NOW, &to.plaintext(&name(1), &"x".repeat(length)));
+        assert_eq!(net.shown[0].iter().any(|entry| entry.text.starts_with('x')), shown);
+    }
 }

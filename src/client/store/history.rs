@@ -4,7 +4,7 @@
 //! records that preceded it. A damaged file stops the login, unchanged. One client at a time uses the file. Without the
 //! option nothing is read or written, only erased on request. Format: PROTOCOL#kept-history.
 
-use crate::client::audience::Audience;
+use crate::client::audience::{Audience, Partners};
 use crate::client::options::Options;
 use crate::crypto::envelope::{BUCKET, MAX_TEXT, Scope, pad, unpad};
 use crate::crypto::keys::IdentityKey;
@@ -30,9 +30,9 @@ pub const MAX_HISTORY: usize = 1000;
 /// At this number of records, the file is rewritten with the last [`MAX_HISTORY`]; this program never writes a longer
 /// one.
 const MAX_RECORDS: u64 = 2 * MAX_HISTORY as u64;
-/// The longest plaintext: sanitising and JSON turn one byte of the text into three at most; names and other members
-/// take some hundred bytes.
-const MAX_PLAINTEXT: usize = 3 * MAX_TEXT + 1024;
+/// The longest plaintext: sanitising and JSON turn one byte of the text into three at most; the names of the largest
+/// room take 1 KiB, other members some hundred bytes.
+const MAX_PLAINTEXT: usize = 3 * MAX_TEXT + 2048;
 /// The longest line: the padded plaintext in base64; nonce, tag and the members' names take some hundred.
 const MAX_LINE: usize = (MAX_PLAINTEXT + BUCKET).div_ceil(3) * 4 + 256;
 /// The wait for an older client of the same account, which the login has ended; the user sees nothing meanwhile, so it
@@ -69,7 +69,7 @@ struct Content {
     time: u64,
     scope: Scope,
     from: Username,
-    to: Option<Username>,
+    to: Option<Partners>,
     text: String,
 }
 
@@ -192,7 +192,8 @@ impl History {
     /// The line after `end`, which advances.
     fn seal(&self, message: Message, end: &mut End) -> Vec<u8> {
         let Message { time, from, to, text } = message;
-        let content = Content { time, scope: to.scope(), from, to: to.recipient().cloned(), text };
+        let recipients = to.partners(&from, &from);
+        let content = Content { time, scope: to.scope(), from, to: recipients, text };
         let plaintext = Zeroizing::new(json::to_string(&content));
         assert!(plaintext.len() <= MAX_PLAINTEXT, "texts are bounded where they are typed and received");
         let (nonce, mut data) = (random(), pad(plaintext.as_bytes()));
@@ -377,7 +378,7 @@ mod tests {
         let said = [
             (&alice, Audience::Everyone),
             (&bob, Audience::Private(alice.clone())),
-            (&alice, Audience::Room(bob.clone())),
+            (&alice, Audience::Room(bob.clone().into())),
         ];
         let mut messages = VecDeque::new();
         let mut history = home.history();

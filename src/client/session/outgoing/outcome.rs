@@ -4,7 +4,7 @@
 //! meets a stale session key is sent again automatically; a failed one waits for the user. Specification:
 //! PROTOCOL#outcome.
 
-use super::{Delivered, Failed, Missed, Outbox, Outcome, Outgoing, own_entry};
+use super::{Copy, Missed, Outbox, Outcome, Outgoing, own_entry};
 use crate::client::audience::Audience;
 use crate::client::entry::SendState;
 use crate::client::session::contacts::Contacts;
@@ -44,18 +44,18 @@ impl Outbox {
             let recipient = self.recipient(name);
             recipient.in_flight = recipient.in_flight.saturating_sub(1);
             if delivered.contains(name) {
-                self.settle(number, name, None);
+                self.settle(number, name, Ok(()));
             } else if stale.contains(name) && self.may_retry(number, name) {
                 contacts.forget_session(name);
                 let recipient = self.recipient(name);
                 recipient.stale = recipient.flying.take().or(recipient.stale);
                 recipient.backlog.insert(number);
             } else if busy.contains(name) {
-                self.settle(number, name, Some(Missed::Busy));
+                self.settle(number, name, Err(Missed::Busy));
             } else {
                 contacts.forget_session(name);
                 let missed = if stale.contains(name) { Missed::Failed } else { Missed::Offline };
-                self.settle(number, name, Some(missed));
+                self.settle(number, name, Err(missed));
             }
         }
         self.pump(cx, contacts, names);
@@ -74,32 +74,34 @@ impl Outbox {
             self.lost.insert(lost.id);
             return;
         }
-        let is_it = |one: &Delivered| one.message.request == lost.id && one.message.is_for(&lost.name);
-        let known = self.delivered.iter().position(is_it);
-        let Some(Delivered { number, message, .. }) = known.and_then(|at| self.delivered.remove(at)) else {
+        let is_it = |message: &Outgoing| {
+            let copy = message.copies.get(&lost.name).filter(|_| message.audience != Audience::Everyone);
+            copy.is_some_and(|copy| copy.request == lost.id && copy.outcome == Some(Ok(())))
+        };
+        let Some((&number, message)) = self.messages.iter_mut().find(|(_, message)| is_it(message)) else {
             let text = "some messages to {} may not have arrived: their session ended first";
             return cx.problem_about(&lost.name, "lost", text.replace("{}", lost.name.as_str()));
         };
-        let text = quoted(&message.text);
-        let why = format!("{text} may not have arrived: {}'s session ended first", lost.name);
-        self.unsent(cx, contacts, number, message, why);
+        message.settle(&lost.name, Err(Missed::Lost));
+        if message.settled.is_some()
+            && let Some(message) = self.messages.remove(&number)
+        {
+            self.report(cx, contacts, number, message);
+        }
     }
 
     /// Forgets delivered messages when their time is over.
     pub fn tick(&mut self, cx: &Cx) {
-        let is_over = |one: &Delivered| cx.instant.duration_since(one.since) >= KEEP_DELIVERED;
-        while self.delivered.front().is_some_and(is_over) {
-            self.delivered.pop_front();
-        }
+        let is_over = |since| cx.instant.duration_since(since) >= KEEP_DELIVERED;
+        self.messages.retain(|_, message| message.has_failed() || !message.settled.is_some_and(is_over));
     }
 
     fn may_retry(&mut self, number: u64, name: &Username) -> bool {
-        let Some(message) = self.messages.get_mut(&number) else {
-            return false;
-        };
-        let tries = message.tries.entry(name.clone()).or_default();
-        *tries += 1;
-        *tries <= MAX_TRIES
+        let copy = self.messages.get_mut(&number).and_then(|message| message.copies.get_mut(name));
+        copy.is_some_and(|copy| {
+            copy.tries += 1;
+            copy.tries <= MAX_TRIES
+        })
     }
 
     /// Handles a refused request: `why` is the server's sanitised reason.
@@ -112,7 +114,7 @@ impl Outbox {
         for name in &names {
             let recipient = self.recipient(name);
             recipient.in_flight = recipient.in_flight.saturating_sub(1);
-            self.settle(number, name, Some(Missed::Failed));
+            self.settle(number, name, Err(Missed::Failed));
         }
         self.pump(cx, contacts, names);
         self.finish(cx, contacts, number);
@@ -122,89 +124,95 @@ impl Outbox {
     pub fn give_up(&mut self, cx: &mut Cx, contacts: &Contacts, name: &Username, why: Missed) {
         let Some(recipient) = self.recipients.get_mut(name) else { return };
         for number in std::mem::take(&mut recipient.backlog) {
-            self.settle(number, name, Some(why));
+            self.settle(number, name, Err(why));
             self.finish(cx, contacts, number);
         }
     }
 
-    pub(super) fn settle(&mut self, number: u64, name: &Username, missed: Option<Missed>) {
-        let Some(message) = self.messages.get_mut(&number) else {
-            return;
-        };
-        message.waiting.remove(name);
-        match missed {
-            None => message.delivered += 1,
-            Some(why) => {
-                message.missed.insert(name.clone(), why);
-            }
+    pub(super) fn settle(&mut self, number: u64, name: &Username, outcome: Result<(), Missed>) {
+        if let Some(message) = self.messages.get_mut(&number) {
+            message.settle(name, outcome);
         }
     }
 
-    /// Shows that a message is accepted once a recipient has got it, and reports the others when all outcomes are
+    /// Shows that a broadcast is accepted once a recipient has got it, and reports a message when all outcomes are
     /// known.
     pub(super) fn finish(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64) {
-        let Some(message) = self.messages.get_mut(&number) else {
+        let Some(message) = self.messages.get_mut(&number).filter(|message| message.settled.is_none()) else {
             return;
         };
-        if message.delivered > 0 && !std::mem::replace(&mut message.shown, true) {
-            match (message.kind, &message.audience) {
-                (Kind::Message, _) => {
-                    let entry = own_entry(cx, contacts, number, message, SendState::Taken);
-                    cx.display(Display::Entry(entry));
-                }
-                (Kind::RoomOpened, Audience::Room(name)) => {
-                    self.outcomes.push_back(Outcome::Opened(name.clone()));
-                }
-                _ => {}
-            }
+        let is_over = message.waiting == 0;
+        let is_first = message.delivered > 0 && !message.shown;
+        if message.audience == Audience::Everyone && is_first {
+            message.shown = true;
+            let entry = own_entry(cx, contacts, number, message, SendState::Taken);
+            cx.display(Display::Entry(entry));
         }
-        if message.waiting.is_empty()
-            && let Some(message) = self.messages.remove(&number)
-        {
-            self.tell_missed(cx, contacts, number, message);
+        if is_over && let Some(message) = self.messages.remove(&number) {
+            self.report(cx, contacts, number, message);
         }
     }
 
-    fn tell_missed(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64, message: Outgoing) {
-        if message.kind == Kind::RoomLeft {
-            return;
-        }
-        if message.kind == Kind::Message && message.audience != Audience::Everyone && message.delivered > 0 {
-            if self.delivered.len() == MAX_DELIVERED {
-                self.delivered.pop_front();
-            }
-            return self.delivered.push_back(Delivered { number, message, since: cx.instant });
-        }
+    /// Reports the outcome of a message that is settled.
+    fn report(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64, message: Outgoing) {
+        let kind = message.kind;
+        let missed: Vec<(&Username, String)> =
+            message.missed().map(|(name, why)| (name, why.because(contacts, name))).collect();
         if let Some(transfer) = message.transfer {
-            let missed = message.missed.iter().next().map(|(name, why)| why.because(contacts, name));
-            return self.outcomes.push_back(Outcome::FileMessage { transfer, kind: message.kind, missed });
+            let missed = missed.into_iter().next().map(|(_, because)| because);
+            return self.outcomes.push_back(Outcome::FileMessage { transfer, kind, missed });
         }
-        let to_all = message.audience == Audience::Everyone;
-        if to_all && message.delivered == 0 && message.missed.values().all(|why| *why == Missed::Offline) {
+        match (kind, missed.first(), &message.audience) {
+            (Kind::Message, _, Audience::Everyone) => self.report_broadcast(cx, contacts, number, message),
+            (Kind::Message, ..) => self.report_direct(cx, contacts, number, message),
+            (Kind::RoomOpened, None, to) => {
+                self.outcomes.extend(to.recipients().iter().cloned().map(Outcome::Opened));
+            }
+            (Kind::RoomOpened, Some((name, because)), _) => {
+                cx.problem(format!(
+                    "{because}: no room is open; what you type here is sent to {name} alone if they come online; /leave returns to everyone"
+                ));
+                // The user can type `/room` again.
+                self.outcomes.push_back(Outcome::NotOpened((*name).clone()));
+            }
+            _ => {}
+        }
+    }
+
+    /// Shows who has got a private or room message, and keeps it: it may be sent again, or reported as lost.
+    fn report_direct(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64, message: Outgoing) {
+        let mut missed = message.missed();
+        let (first, count) = (missed.next(), message.copies.len());
+        let mut reasons = all_because(contacts, message.missed());
+        let state = match first {
+            None => SendState::Taken,
+            Some(_) if message.delivered > 0 => {
+                SendState::Partly(format!("{} of {count}: {reasons}", message.delivered))
+            }
+            Some((_, Missed::Lost)) => {
+                reasons.insert_str(0, &format!("{} may not have arrived: ", quoted(&message.text)));
+                SendState::Failed(reasons)
+            }
+            Some((_, Missed::KeyChanged)) if message.requested.is_none() => {
+                SendState::Failed(format!("{reasons}: your message was not sent"))
+            }
+            Some(_) => SendState::Failed(format!("{reasons}: your message was not delivered")),
+        };
+        drop(missed);
+        self.keep(cx, contacts, number, message, state);
+    }
+
+    fn report_broadcast(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64, message: Outgoing) {
+        if message.delivered == 0 && message.missed().all(|(_, why)| why == Missed::Offline) {
             let why = "nobody else is online any more: your message was not delivered";
             return self.unsent(cx, contacts, number, message, why.into());
         }
-        if let (false, Some((name, why))) = (to_all, message.missed.first_key_value()) {
-            let because = why.because(contacts, name);
-            let text = match message.kind {
-                Kind::RoomOpened => {
-                    // The user can type `/room` again.
-                    self.outcomes.push_back(Outcome::NotOpened(name.clone()));
-                    format!(
-                        "{because}: no room is open; what you type here is sent to {name} alone if they come online; /leave returns to everyone"
-                    )
-                }
-                _ => format!("{because}: your message was not delivered"),
-            };
-            return self.unsent(cx, contacts, number, message, text);
-        }
         let text = quoted(&message.text);
-        for (name, why) in message.missed.iter().take(MAX_NAMED) {
+        for (name, why) in message.missed().take(MAX_NAMED) {
             let why = why.because(contacts, name);
             cx.problem_about(name, &why, format!("{why}: {name} did not receive {text}"));
         }
-        if message.missed.len() > MAX_NAMED {
-            let rest = message.missed.len() - MAX_NAMED;
+        if let Some(rest @ 1..) = message.missed().count().checked_sub(MAX_NAMED) {
             cx.problem_about_some("nor", format!("{rest} other users did not receive it either"));
         }
         if message.delivered == 0 {
@@ -224,12 +232,28 @@ impl Outbox {
         if message.kind != Kind::Message {
             return cx.problem(why);
         }
-        let entry = own_entry(cx, contacts, number, &message, SendState::Failed(why));
+        self.keep(cx, contacts, number, message, SendState::Failed(why));
+    }
+
+    /// Shows the state of a settled message, and keeps the message for some time.
+    fn keep(
+        &mut self,
+        cx: &mut Cx,
+        contacts: &Contacts,
+        number: u64,
+        mut message: Outgoing,
+        state: SendState,
+    ) {
+        let entry = own_entry(cx, contacts, number, &message, state);
         cx.display(Display::Entry(entry));
-        let Outgoing { audience, text, time, id, .. } = message;
-        self.failed.insert(number, Failed { audience, text, time, id });
-        if self.failed.len() > MAX_FAILED {
-            self.failed.pop_first();
+        (message.settled, message.sealed) = (Some(cx.instant), None);
+        let has_failed = message.has_failed();
+        self.messages.insert(number, message);
+        let alike = |one: &&Outgoing| one.settled.is_some() && one.has_failed() == has_failed;
+        let most = if has_failed { MAX_FAILED } else { MAX_DELIVERED };
+        if self.messages.values().filter(alike).count() > most {
+            let oldest = self.messages.iter().find(|(_, message)| alike(message)).map(|(number, _)| *number);
+            oldest.and_then(|number| self.messages.remove(&number));
         }
     }
 
@@ -237,46 +261,63 @@ impl Outbox {
     /// There was no connection since `lost`, if that is known.
     pub fn restart(&mut self, cx: &mut Cx, contacts: &Contacts, lost: Option<Instant>) {
         self.flights.clear();
-        self.delivered.clear();
         self.lost.clear();
         self.restart_numbers();
         for recipient in self.recipients.values_mut() {
             recipient.backlog.clear();
             (recipient.flying, recipient.in_flight) = (None, 0);
         }
-        for (number, message) in std::mem::take(&mut self.messages) {
+        // Rooms of two and transfers have ended with the session, and the server reports no loss in another one.
+        self.messages.retain(|_, message| {
+            message.has_failed() || message.settled.is_none() && message.kind == Kind::Message
+        });
+        let pending = self.messages.extract_if(.., |_, message| message.settled.is_none());
+        for (number, mut message) in pending.collect::<Vec<_>>() {
             let maybe = "the connection was lost before the server confirmed it";
-            if message.kind != Kind::Message {
-                // Rooms and transfers have ended with the session.
-                continue;
-            }
             self.gave_up = true;
             let text = quoted(&message.text);
-            if message.delivered > 0 {
+            let is_open = |(name, copy): (&Username, &Copy)| copy.outcome.is_none().then(|| name.clone());
+            for name in message.copies.iter().filter_map(is_open).collect::<Vec<_>>() {
+                message.settle(&name, Err(Missed::Unconfirmed));
+            }
+            if message.delivered > 0 && message.audience == Audience::Everyone {
                 cx.problem(format!("{maybe}: some users may not have received {text}"));
+            } else if message.delivered > 0 {
+                self.report(cx, contacts, number, message);
             } else if message.may_have_left(lost) {
                 self.unsent(cx, contacts, number, message, format!("{maybe}: {text} may not have arrived"));
             } else {
-                self.unsent(
-                    cx,
-                    contacts,
-                    number,
-                    message,
-                    format!("there was no connection: {text} was not sent"),
-                );
+                let why = format!("there was no connection: {text} was not sent");
+                self.unsent(cx, contacts, number, message, why);
             }
         }
     }
 
-    /// Sends a failed message again: with the same id, because a recipient may have got it, and with the same number,
-    /// because it is the same message for the user.
+    /// Sends a failed message again to the recipients that have not got it: with the same ids, because they may have got
+    /// it, and with the same number, because it is the same message for the user.
     pub fn send_again(&mut self, cx: &mut Cx, contacts: &mut Contacts, online: &OnlineUsers, number: u64) {
-        let Some(Failed { audience, text, time, id }) = self.failed.remove(&number) else {
+        let known = if self.is_at_hand(number) { self.messages.remove(&number) } else { None };
+        let Some(mut message) = known else {
             return cx.problem("that message is no longer available: type it again");
         };
-        // A message that was never sealed gets the current time.
-        let time = if id.is_some() { time } else { cx.now };
-        let message = Outgoing { id, ..Outgoing::new(Kind::Message, audience, text, time) };
+        (message.settled, message.requested) = (None, None);
+        if message.ids.is_empty() {
+            // A message that was never sealed gets the current time.
+            message.time = cx.now;
+        }
+        if message.audience == Audience::Everyone {
+            message.copies.clear();
+        }
         self.send_as(cx, contacts, online, (number, message));
     }
+}
+
+/// Why these users did not get a message, as text.
+fn all_because<'a>(contacts: &Contacts, missed: impl Iterator<Item = (&'a Username, Missed)>) -> String {
+    let mut reasons: Vec<String> = missed.map(|(name, why)| why.because(contacts, name)).collect();
+    if let Some(rest @ 1..) = reasons.len().checked_sub(MAX_NAMED) {
+        reasons.truncate(MAX_NAMED);
+        reasons.push(format!("{rest} more missed it"));
+    }
+    reasons.join("; ")
 }
