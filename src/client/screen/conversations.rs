@@ -56,8 +56,11 @@ impl Conversation {
 
     /// The reasons to keep it, most important first: a stranger's messages must not close a friend's view.
     fn worth(&self) -> (bool, bool, bool, bool, u64) {
-        let known = self.visited || self.trust >= Some(Trust::Known);
-        let verified = self.trust == Some(Trust::Verified);
+        // A user can invent any number of rooms: one of several counts only after a visit.
+        let is_chosen = self.visited || self.with.as_ref().is_none_or(|with| with.only().is_some());
+        let trust = self.trust.filter(|_| is_chosen);
+        let known = self.visited || trust >= Some(Trust::Known);
+        let verified = trust == Some(Trust::Verified);
         (!self.editor.is_empty(), verified, known, self.unread > 0, self.touched)
     }
 
@@ -85,9 +88,15 @@ impl Conversation {
     }
 }
 
-/// Its bytes of text. A rule, which may be removed at any time, has none.
+/// Its bytes of text, and of the names in a room of several. A rule, which may be removed at any time, has none.
 fn weight(entry: &Entry) -> usize {
-    if entry.source == Source::Rule { 0 } else { entry.text.len() }
+    let names = match &entry.source {
+        Source::Rule => return 0,
+        // As recipients and as a place.
+        Source::User { to, .. } => 2 * to.recipients().get(1..).map_or(0, size_of_val),
+        _ => 0,
+    };
+    entry.text.len() + names
 }
 
 /// All views, and the one that is shown.
@@ -608,6 +617,26 @@ mod tests {
         take(&mut views, notice(Place::Here, "something else"));
         take(&mut views, received("another", "hi"));
         assert!(count(&views)[1].starts_with("1 view was closed"), "{:?}", count(&views));
+    }
+
+    #[test]
+    fn invented_rooms_close_no_friends_view_and_their_names_count() {
+        let mut views = Conversations::default();
+        let from_friend = |to: Audience| {
+            let source = Source::User { from: name("friend"), to };
+            let place = source.place(&name("me"));
+            Entry { trust: Some(Trust::Verified), ..Entry::new(0, source, place, String::new()) }
+        };
+        take(&mut views, from_friend(Audience::Private(name("me"))));
+        let mut names = 0;
+        for n in 0..2 * MAX_VIEWS {
+            let others = (0..30).map(|m| name(&format!("m{n}-{m}"))).chain([name("me")]);
+            take(&mut views, from_friend(Audience::Room(Partners::new(others).expect("31"))));
+            names += 30 * size_of::<Username>();
+        }
+        assert!(views.all().len() == MAX_VIEWS && views.all()[1].with == Some(name("friend").into()));
+        let bytes: usize = views.all().iter().map(|view| view.bytes).sum();
+        assert!(bytes >= names / 2, "{bytes}");
     }
 
     #[test]

@@ -382,6 +382,36 @@ mod tests {
         );
     }
 
+    #[test]
+    fn names_of_a_large_room_are_cut_before_its_trust() {
+        let names: Vec<String> = (0..31).map(|n| format!("member-{n}?")).collect();
+        let tab = |name: &str, current| Tab { name: name.into(), unread: 0, current };
+        let tabs = [tab("everyone", false), tab(&format!("room with {}", names.join(", ")), true)];
+        let (trust, prompt) = ("not verified".into(), format!("{}> ", names.join(", ")));
+        let status = Status { tabs: tabs.into(), trust, prompt, ..Status::default() };
+        let (editor, entries) = (Editor::for_messages(), VecDeque::new());
+        for columns in [40, 80, 300] {
+            let screen = Screen {
+                entries: &entries,
+                progress: &[],
+                status: &status,
+                editor: &editor,
+                scroll: 0,
+                newer: 0,
+                unseen: 0,
+                me: "alice",
+                clock: &|_| String::new(),
+            };
+            let frame = draw(&screen, Size { columns, rows: 3 });
+            let line = text_of(&frame.rows[1]);
+            assert!(
+                line.starts_with(" [2 room with member-0?") && line.contains("… · not verified"),
+                "{line}"
+            );
+            assert_eq!(width(&line), usize::from(columns));
+        }
+    }
+
     fn text_of(row: &Row) -> String {
         row.iter().map(|span| span.text.as_str()).collect()
     }

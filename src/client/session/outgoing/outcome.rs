@@ -15,7 +15,7 @@ use crate::client::text::quoted;
 use crate::crypto::envelope::Kind;
 use crate::name::Username;
 use crate::protocol::{Lost, Sent};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// A message that meets a stale key this often is abandoned: an honest server does not do that. PROTOCOL#stale.
@@ -156,24 +156,25 @@ impl Outbox {
     /// Reports the outcome of a message that is settled.
     fn report(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64, message: Outgoing) {
         let kind = message.kind;
-        let missed: Vec<(&Username, String)> =
-            message.missed().map(|(name, why)| (name, why.because(contacts, name))).collect();
+        let missed = message.missed().next().map(|(name, why)| (name.clone(), why.because(contacts, name)));
         if let Some(transfer) = message.transfer {
-            let missed = missed.into_iter().next().map(|(_, because)| because);
+            let missed = missed.map(|(_, because)| because);
             return self.outcomes.push_back(Outcome::FileMessage { transfer, kind, missed });
         }
-        match (kind, missed.first(), &message.audience) {
-            (Kind::Message, _, Audience::Everyone) => self.report_broadcast(cx, contacts, number, message),
-            (Kind::Message, ..) => self.report_direct(cx, contacts, number, message),
-            (Kind::RoomOpened, None, to) => {
-                self.outcomes.extend(to.recipients().iter().cloned().map(Outcome::Opened));
+        match (kind, missed) {
+            (Kind::Message, _) if message.audience == Audience::Everyone => {
+                self.report_broadcast(cx, contacts, number, message);
             }
-            (Kind::RoomOpened, Some((name, because)), _) => {
+            (Kind::Message, _) => self.report_direct(cx, contacts, number, message),
+            (Kind::RoomOpened, None) => {
+                self.outcomes.extend(message.copies.into_keys().map(Outcome::Opened));
+            }
+            (Kind::RoomOpened, Some((name, because))) => {
                 cx.problem(format!(
                     "{because}: no room is open; what you type here is sent to {name} alone if they come online; /leave returns to everyone"
                 ));
                 // The user can type `/room` again.
-                self.outcomes.push_back(Outcome::NotOpened((*name).clone()));
+                self.outcomes.push_back(Outcome::NotOpened(name));
             }
             _ => {}
         }
@@ -181,24 +182,19 @@ impl Outbox {
 
     /// Shows who has got a private or room message, and keeps it: it may be sent again, or reported as lost.
     fn report_direct(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64, message: Outgoing) {
-        let mut missed = message.missed();
-        let (first, count) = (missed.next(), message.copies.len());
-        let mut reasons = all_because(contacts, message.missed());
-        let state = match first {
+        let (delivered, count) = (message.delivered, message.copies.len());
+        let reasons = all_because(contacts, message.missed());
+        let state = match message.missed().next().map(|(_, why)| why) {
             None => SendState::Taken,
-            Some(_) if message.delivered > 0 => {
-                SendState::Partly(format!("{} of {count}: {reasons}", message.delivered))
+            Some(_) if delivered > 0 => SendState::Partly(format!("{delivered} of {count}: {reasons}")),
+            Some(Missed::Lost) => {
+                SendState::Failed(format!("{} may not have arrived: {reasons}", quoted(&message.text)))
             }
-            Some((_, Missed::Lost)) => {
-                reasons.insert_str(0, &format!("{} may not have arrived: ", quoted(&message.text)));
-                SendState::Failed(reasons)
-            }
-            Some((_, Missed::KeyChanged)) if message.requested.is_none() => {
+            Some(Missed::KeyChanged) if message.requested.is_none() => {
                 SendState::Failed(format!("{reasons}: your message was not sent"))
             }
             Some(_) => SendState::Failed(format!("{reasons}: your message was not delivered")),
         };
-        drop(missed);
         self.keep(cx, contacts, number, message, state);
     }
 
@@ -268,11 +264,16 @@ impl Outbox {
             (recipient.flying, recipient.in_flight) = (None, 0);
         }
         // Rooms of two and transfers have ended with the session, and the server reports no loss in another one.
-        self.messages.retain(|_, message| {
-            message.has_failed() || message.settled.is_none() && message.kind == Kind::Message
-        });
-        let pending = self.messages.extract_if(.., |_, message| message.settled.is_none());
-        for (number, mut message) in pending.collect::<Vec<_>>() {
+        let is_kept = |message: &Outgoing| match message.settled {
+            Some(_) => message.has_failed(),
+            None => message.kind == Kind::Message,
+        };
+        self.messages.retain(|_, message| is_kept(message));
+        let all = std::mem::take(&mut self.messages).into_iter();
+        let (settled, pending): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.partition(|(_, message)| message.settled.is_some());
+        self.messages = settled;
+        for (number, mut message) in pending {
             let maybe = "the connection was lost before the server confirmed it";
             self.gave_up = true;
             let text = quoted(&message.text);
