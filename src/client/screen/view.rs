@@ -390,7 +390,7 @@ mod tests {
         let (trust, prompt) = ("not verified".into(), format!("{}> ", names.join(", ")));
         let status = Status { tabs: tabs.into(), trust, prompt, ..Status::default() };
         let (editor, entries) = (Editor::for_messages(), VecDeque::new());
-        for columns in [40, 80, 300] {
+        for columns in [48, 80, 300] {
             let screen = Screen {
                 entries: &entries,
                 progress: &[],
