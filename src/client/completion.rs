@@ -128,6 +128,9 @@ mod tests {
         assert_eq!(completed("/ignore b"), ["/ignore bob "]);
         assert_eq!(completed("/view b"), ["/view bob "]);
         assert_eq!(completed("/ROOM @b"), ["/ROOM @bob "]);
+        assert_eq!(completed("/room bob  Alice alb"), ["/room bob  Alice albert "]);
+        assert_eq!(completed("/room bob,al-"), ["/room bob,al-1 "]);
+        assert_eq!(completed("/msg bob,@alB"), ["/msg bob,@albert "]);
         assert_eq!(completed("/trust ").len(), PEOPLE.len());
         assert_eq!(completed("/msg bob hi @alb"), ["/msg bob hi @albert"]);
         for nothing in ["", "hi al", "mail@al", "@bobby", "/msg bob al", "é", "/verify bob y"] {

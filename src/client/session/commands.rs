@@ -118,11 +118,6 @@ impl Session {
     fn others(&mut self, typed: Vec<Username>) -> Option<Partners> {
         let distinct: BTreeMap<String, Username> =
             typed.into_iter().map(|name| (name.folded(), name)).collect();
-        let too_many = format!("a room has at most {MAX_MEMBERS} members, you included");
-        if distinct.len() > MAX_MEMBERS {
-            self.cx.problem(too_many);
-            return None;
-        }
         let me = &self.cx.me;
         let spelled = |(folded, typed): (String, Username)| {
             if self.is_known(&typed) {
@@ -131,8 +126,13 @@ impl Session {
             let mut known = std::iter::once(me).chain(self.online.others(me)).chain(self.contacts.names());
             known.find(|name| name.folded() == folded).cloned().unwrap_or(typed)
         };
-        let others: Vec<Username> = distinct.into_iter().map(spelled).filter(|name| name != me).collect();
-        let problem = if others.is_empty() { "that is your own name".into() } else { too_many };
+        // More are too many in any case; looking them up would take long.
+        let named = distinct.into_iter().take(MAX_MEMBERS + 1);
+        let others: Vec<Username> = named.map(spelled).filter(|name| name != me).collect();
+        let problem = match others.len() {
+            0 => "that is your own name".into(),
+            _ => format!("a room has at most {MAX_MEMBERS} members, you included"),
+        };
         let partners = Partners::new(others);
         if partners.is_none() {
             self.cx.problem(problem);
