@@ -181,7 +181,7 @@ fn editor_has_the_terminal_and_its_text_becomes_the_line() {
 #[test]
 fn keys_that_signal_reach_the_editor_alone() {
     let (server, terminal) = (Server::start(), Terminal::new());
-    let script = "trap 'echo caught > \"$1\"; kill $!; exit' INT; echo your turn; sleep 600 & wait";
+    let script = "sleep 600 & trap 'echo caught > \"$1\"; kill $!; exit 0' INT; echo your turn; wait";
     terminal.log_in_with_editor(server.port, script);
     terminal.ask("/edit", "your turn");
     terminal.keys(&["C-c"]);
