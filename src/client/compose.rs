@@ -35,19 +35,19 @@ pub fn compose(data: &Path, editor: &str, start: &str) -> Result<String, String>
     let path = folder.join("message.txt");
     let begun = if start.is_empty() { String::new() } else { format!("{start}\n") };
     let made = disk::make_folder(&folder).and_then(|()| disk::write_new(&path, begun.as_bytes()));
-    let text = made.map_err(|error| error.to_string()).and_then(|()| {
-        run(editor, &path)?;
-        read(&path)
-    });
-    let is_lost = match disk::read(&path, MAX_FILE) {
-        Ok(bytes) => text.is_err() && !bytes.trim_ascii().is_empty() && bytes != begun.as_bytes(),
+    let ran = made.map_err(|error| error.to_string()).and_then(|()| run(editor, &path));
+    let left = disk::read(&path, MAX_FILE);
+    let is_work = match &left {
+        Ok(bytes) => !bytes.trim_ascii().is_empty() && *bytes != begun.as_bytes(),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     };
-    if is_lost {
-        return text.map_err(|why| format!("{why}; what you wrote is in {}", path.display()));
+    match ran.and_then(|()| taken(left)) {
+        Err(why) if is_work => Err(format!("{why}; what you wrote is in {}", path.display())),
+        text => {
+            let _ = fs::remove_dir_all(folder);
+            text
+        }
     }
-    let _ = fs::remove_dir_all(folder);
-    text
 }
 
 /// Through the shell, as other programs do: the variable may contain arguments. The shell waits for an editor that Ctrl-C
@@ -65,14 +65,17 @@ fn run(editor: &str, path: &Path) -> Result<(), String> {
 }
 
 /// The text, without byte order mark, with one kind of line end, and without those at its end.
-fn read(path: &Path) -> Result<String, String> {
-    let bytes = disk::read(path, MAX_FILE).map_err(|error| error.to_string())?;
+fn taken(left: io::Result<Vec<u8>>) -> Result<String, String> {
+    let bytes = left.map_err(|error| error.to_string())?;
     let text = disk::text(&bytes).ok_or("the text is not UTF-8")?;
     let text = text.replace("\r\n", "\n").replace('\r', "\n").trim_end_matches('\n').to_string();
     match text.len() {
         _ if text.trim().is_empty() => Err("the text is empty".into()),
         ..=MAX_LINE => Ok(text),
-        long => Err(format!("the text has {} KiB, and a line at most 32", long.div_ceil(1024))),
+        long => {
+            let (length, most) = (long.div_ceil(1024), MAX_LINE / 1024);
+            Err(format!("the text has {length} KiB, and a line at most {most}"))
+        }
     }
 }
 

@@ -241,7 +241,8 @@ impl Screen {
             let view = self.views.conversations.all().get(number.wrapping_sub(1));
             view.map_or(Destination::Nowhere, |view| view.with.clone().into())
         };
-        let last = self.lines.waiting().rev().find_map(|line| Destination::after(line, view));
+        let leads = |line: &str| Destination::after(line, &command::parse(line), view);
+        let last = self.lines.waiting().rev().find_map(leads);
         last.unwrap_or_else(|| self.session.destination().clone())
     }
 }

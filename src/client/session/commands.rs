@@ -23,12 +23,14 @@ const ELSE: &str = "any other line goes to the current conversation; //TEXT send
 impl Session {
     pub(super) fn line(&mut self, line: &str) {
         let was_with = self.talk.partners().cloned();
-        // Until the change succeeds: lines behind a refused one are meant for its conversation only.
-        if Destination::after(line, |_| Destination::Nowhere).is_some_and(|to| to != Destination::Everyone) {
+        let parsed = command::parse(line);
+        // Until the change succeeds: lines after a refused one are meant for its conversation only.
+        let leads = Destination::after(line, &parsed, |_| Destination::Nowhere);
+        if leads.is_some_and(|to| to != Destination::Everyone) {
             self.talk.go_nowhere();
         }
         let cx = &mut self.cx;
-        let command = match command::parse(line) {
+        let command = match parsed {
             Ok(command) => command,
             Err(problem) => return cx.problem(sanitise(&problem)),
         };

@@ -19,9 +19,6 @@ use std::path::Path;
 /// The most users that a server can make a client remember: five times the number that a server is made for.
 const MAX_CONTACTS: usize = 50_000;
 
-/// How well keys are known, the least known first.
-pub const TRUST_WORDS: [&str; 5] = ["RECORD DAMAGED", "KEY CHANGED", "new", "not verified", "verified"];
-
 /// One other user.
 #[derive(Default)]
 pub struct Contact {
@@ -156,14 +153,18 @@ impl Contacts {
 
     /// The same as a word.
     pub fn trust_word(&self, name: &Username) -> &'static str {
-        let [damaged, changed, new, not_verified, verified] = TRUST_WORDS;
-        match self.trust(name) {
-            None if self.has_changed(name) => damaged,
-            _ if self.has_changed(name) => changed,
-            Some(Trust::Verified) => verified,
-            Some(Trust::New | Trust::Known) => not_verified,
-            None => new,
+        match self.certainty(name) {
+            (false, None) => "RECORD DAMAGED",
+            (false, Some(_)) => "KEY CHANGED",
+            (true, None) => "new",
+            (true, Some(Trust::New | Trust::Known)) => "not verified",
+            (true, Some(Trust::Verified)) => "verified",
         }
+    }
+
+    /// How well the key of `name` is known, in order: whether it is unchanged, then the trust in it.
+    pub fn certainty(&self, name: &Username) -> (bool, Option<Trust>) {
+        (!self.has_changed(name), self.trust(name))
     }
 
     /// The known name that differs from `name` only in letter case; `None` without one. PROTOCOL#name-case.

@@ -256,8 +256,7 @@ impl Outbox {
     }
 
     /// The reports of messages that the server has not acknowledged, with the beginning of each. There is no connection
-    /// since
-    /// `lost`, if that is known.
+    /// since `lost`, if that is known.
     pub fn unsettled(&self, lost: Option<Instant>) -> impl Iterator<Item = String> {
         let of_user = self.pending().filter(|message| message.kind == Kind::Message);
         let (left, held): (Vec<_>, Vec<_>) = of_user.partition(|message| message.may_have_left(lost));

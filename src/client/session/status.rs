@@ -4,7 +4,6 @@
 
 use super::Session;
 use super::account::PasswordChange;
-use super::contacts::TRUST_WORDS;
 use super::files::Progress;
 use super::talk::Destination;
 use crate::client::audience::Partners;
@@ -84,8 +83,8 @@ impl Session {
 
     /// How well the least known key of `partners` is known, as a word.
     pub fn trust_word(&self, partners: &Partners) -> &'static str {
-        let words: Vec<&str> = partners.names().iter().map(|name| self.contacts.trust_word(name)).collect();
-        TRUST_WORDS.into_iter().find(|word| words.contains(word)).unwrap_or_default()
+        let least = partners.names().iter().min_by_key(|name| self.contacts.certainty(name));
+        least.map_or("", |name| self.contacts.trust_word(name))
     }
 
     /// The partners, each with a mark of how well their key is known: "bob✓, carol?".

@@ -27,16 +27,20 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// Where the lines after `line` go if it succeeds; `None` if it changes nothing. `view` is the destination of a
-    /// view by its number.
-    pub fn after(line: &str, view: impl Fn(usize) -> Destination) -> Option<Destination> {
-        match command::parse(line) {
+    /// Where the lines after `line` go if it succeeds; `None` if it changes nothing. `parsed` is the line's command, and
+    /// `view` the destination of a view by its number.
+    pub fn after(
+        line: &str,
+        parsed: &Result<Command, String>,
+        view: impl Fn(usize) -> Destination,
+    ) -> Option<Destination> {
+        match parsed {
             Ok(Command::Room(names)) if names.is_empty() => None,
             Ok(Command::Room(names) | Command::View(View::With(names))) => {
-                Some(Partners::new(names).map_or(Destination::Nowhere, Destination::With))
+                Some(Partners::new(names.clone()).map_or(Destination::Nowhere, Destination::With))
             }
             Ok(Command::Leave | Command::View(View::Everyone)) => Some(Destination::Everyone),
-            Ok(Command::View(View::Number(number))) => Some(view(number)),
+            Ok(Command::View(View::Number(number))) => Some(view(*number)),
             Err(_) if command::may_lead(line) => Some(Destination::Nowhere),
             _ => None,
         }

@@ -110,12 +110,9 @@ pub fn enter(full_screen: bool) -> io::Result<()> {
 /// Gives it back. Does nothing the second time.
 pub fn restore() {
     let Some(modes) = lock(&MODES).take() else { return };
-    let farewell = farewell(modes.full_screen);
+    let full_screen = modes.full_screen;
     drop(modes);
-    if let Some(mut ours) = lock(&OURS).take() {
-        // A terminal that is gone needs no restoring.
-        let _ = ours.write_all(farewell.as_bytes());
-    }
+    say_farewell(full_screen);
 }
 
 /// Gives it to another program until the next [`enter`]. The former modes stay known: that program may leave others.
@@ -125,10 +122,16 @@ pub fn lend() {
     lent.are_lent = true;
     // The other program notices if the terminal is gone.
     let _ = lent.tty.suspend_raw_mode();
-    let farewell = farewell(lent.full_screen);
+    let full_screen = lent.full_screen;
     drop(modes);
+    say_farewell(full_screen);
+}
+
+/// Writes the last output. Nothing is drawn after it.
+fn say_farewell(full_screen: bool) {
     if let Some(mut ours) = lock(&OURS).take() {
-        let _ = ours.write_all(farewell.as_bytes());
+        // A terminal that is gone needs no restoring.
+        let _ = ours.write_all(farewell(full_screen).as_bytes());
     }
 }
 
