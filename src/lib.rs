@@ -21,12 +21,13 @@
 //!
 //! # The path of a message
 //!
-//! A typed line becomes a [`Command`](client::command::Command). The [`Session`](client::session::Session) seals it, in a
-//! room once for each other member ([`Sealed`](crypto::envelope::Sealed)), wraps its key for each recipient, and passes an `encrypted_send` to the
-//! [`Link`](client::net::link::Link). The server's [`connection`](server::connection) decodes it.
-//! [`routing`](server::routing) checks its recipients and queues it, with each recipient's own wrapped key, in their
-//! [`Outbox`](server::session::outbox::Outbox); the [`flusher`](server::session::flush) sends broadcasts. A recipient's
-//! session checks signature, recipient and order, decrypts, sanitises and shows an [`Entry`](client::entry::Entry).
+//! A typed line becomes a [`Command`](client::command::Command). The [`Session`](client::session::Session) seals it, in
+//! a room once for each other member ([`Sealed`](crypto::envelope::Sealed)), wraps its key for each recipient, and
+//! passes an `encrypted_send` to the [`Link`](client::net::link::Link). The server's [`connection`](server::connection)
+//! decodes it. [`routing`](server::routing) checks its recipients and queues it, with each recipient's own wrapped key,
+//! in their [`Outbox`](server::session::outbox::Outbox); the [`flusher`](server::session::flush) sends broadcasts. A
+//! recipient's session checks signature, recipient and order, decrypts, sanitises and shows an
+//! [`Entry`](client::entry::Entry).
 //!
 //! # The end of a connection
 //!

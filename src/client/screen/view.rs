@@ -361,21 +361,7 @@ mod tests {
             trust: "NO TLS · not verified".into(),
             ..Status::default()
         };
-        let (editor, entries) = (Editor::for_messages(), VecDeque::new());
-        let shown = |columns| {
-            let screen = Screen {
-                entries: &entries,
-                progress: &[],
-                status: &status,
-                editor: &editor,
-                scroll: 0,
-                newer: 0,
-                unseen: 0,
-                me: "alice",
-                clock: &|_| String::new(),
-            };
-            text_of(&draw(&screen, Size { columns, rows: 3 }).rows[1])
-        };
+        let shown = |columns| status_line(&status, columns);
         assert!(shown(60).starts_with(" [2 room with bob?]  … · NO TLS · not verified · CONN"));
         assert!(
             shown(200).starts_with(" 1 everyone  [2 room with bob?]  3 carol · NO TLS · not verified · CONN")
@@ -389,27 +375,30 @@ mod tests {
         let tabs = [tab("everyone", false), tab(&format!("room with {}", names.join(", ")), true)];
         let (trust, prompt) = ("not verified".into(), format!("{}> ", names.join(", ")));
         let status = Status { tabs: tabs.into(), trust, prompt, ..Status::default() };
-        let (editor, entries) = (Editor::for_messages(), VecDeque::new());
         for columns in [48, 80, 300] {
-            let screen = Screen {
-                entries: &entries,
-                progress: &[],
-                status: &status,
-                editor: &editor,
-                scroll: 0,
-                newer: 0,
-                unseen: 0,
-                me: "alice",
-                clock: &|_| String::new(),
-            };
-            let frame = draw(&screen, Size { columns, rows: 3 });
-            let line = text_of(&frame.rows[1]);
+            let line = status_line(&status, columns);
             assert!(
                 line.starts_with(" [2 room with member-0?") && line.contains("… · not verified"),
                 "{line}"
             );
             assert_eq!(width(&line), usize::from(columns));
         }
+    }
+
+    /// The status line of an empty screen of three rows.
+    fn status_line(status: &Status, columns: u16) -> String {
+        let screen = Screen {
+            entries: &VecDeque::new(),
+            progress: &[],
+            status,
+            editor: &Editor::for_messages(),
+            scroll: 0,
+            newer: 0,
+            unseen: 0,
+            me: "alice",
+            clock: &|_| String::new(),
+        };
+        text_of(&draw(&screen, Size { columns, rows: 3 }).rows[1])
     }
 
     fn text_of(row: &Row) -> String {

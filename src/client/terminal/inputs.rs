@@ -147,13 +147,9 @@ impl Shared {
         match waiting.taker {
             // The kernel sends the signals of keys to both programs.
             Taker::Program if is_key => return,
-            Taker::Screen | Taker::Program if is_end => {
+            taker if taker == Taker::Screen || taker == Taker::Program && is_end => {
                 waiting.signals.insert(signal);
-                waiting.taker = Taker::End;
-                return self.changed.notify_all();
-            }
-            Taker::Screen => {
-                waiting.signals.insert(signal);
+                waiting.taker = if is_end { Taker::End } else { taker };
                 return self.changed.notify_all();
             }
             Taker::End if !is_end => return,
