@@ -84,16 +84,16 @@ fn change_bytes(bound: Fields, PasswordKey { login, key }: &PasswordKey) -> Zero
     Zeroizing::new(bound.bytes(key.expose()).finish())
 }
 
-/// Server: checks only the form and the time of a session certificate that a client offers: they depend on the client
+/// Server: checks only the form and the time of a session or mailbox key (DER) that a client offers: they depend on the client
 /// alone and reveal nothing about an account. The owner has just made it, so a difference of over 2 hours means that
 /// one clock is wrong. PROTOCOL#two-clocks. `now_ms` is the server's clock, milliseconds since 1970.
 ///
 /// # Errors
 /// `bad_key`.
-pub fn check_offered(certificate: &SessionCertificate, now_ms: u64) -> Result<(), Failure> {
-    SessionPublicKey::parse(&certificate.session_key.0).map_err(bad_key)?;
+pub fn check_offered(key: &Bytes, created: u64, now_ms: u64) -> Result<(), Failure> {
+    SessionPublicKey::parse(&key.0).map_err(bad_key)?;
     let failed = |advice| Err(Failure::new(ErrorCode::BadKey, advice));
-    wrong_clock(certificate.created, now_ms).map_or(Ok(()), failed)
+    wrong_clock(created, now_ms).map_or(Ok(()), failed)
 }
 
 /// The advice for a user whose clock differs from the server's by more than two hours, so that one side may refuse
@@ -438,7 +438,7 @@ mod tests {
         let key = PasswordKey::derive(&p.password, &challenge).expect("acceptable rounds");
         let mut response = key.log_in(&p.name, &challenge, b"exporter", &p.identity, session);
         change(&mut response);
-        check_offered(&response.certificate(), NOW)?;
+        check_offered(&response.session_key, response.created, NOW)?;
         pending.verify(&response, exporter, NOW)
     }
 
@@ -466,8 +466,8 @@ mod tests {
         let p = person("alice");
         let hours = |off: i64| {
             let created = NOW.saturating_add_signed(off * 3_600_000);
-            let certificate = p.identity.certify(&p.name, &p.session, created);
-            let refused = check_offered(&certificate, NOW).err();
+            let key = Bytes(p.session.public().spki());
+            let refused = check_offered(&key, created, NOW).err();
             refused.map_or(String::new(), |failure| failure.message)
         };
         assert_eq!([hours(2), hours(0), hours(-2)], ["", "", ""]);

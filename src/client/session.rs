@@ -245,9 +245,11 @@ impl Session {
             }
             ServerMessage::Lost(lost) => self.outbox.lost(cx, &self.contacts, &lost),
             ServerMessage::Error(failure) => self.failure(&failure),
-            // The link and the threads of transfers handle the last five.
+            // The link and the threads of transfers handle the last five. This client has no mailbox.
             ServerMessage::Registered
             | ServerMessage::PasswordChanged
+            | ServerMessage::MailboxSet
+            | ServerMessage::Mail(_)
             | ServerMessage::Challenge(_)
             | ServerMessage::ResumeChallenge(_)
             | ServerMessage::Resumed(_)

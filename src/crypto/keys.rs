@@ -8,8 +8,8 @@
 
 use super::primitives::{self, sha256};
 use super::public::{
-    Fingerprint, IdentityPublicKey, PSS_SALT, RSA_BITS, RSA_BYTES, SessionCertificate, SessionPublicKey,
-    Signature,
+    Fingerprint, IdentityPublicKey, MailboxCertificate, PSS_SALT, RSA_BITS, RSA_BYTES, SessionCertificate,
+    SessionPublicKey, Signature,
 };
 use super::secret::Key;
 use super::{CryptoError, Fields, label};
@@ -73,6 +73,18 @@ impl IdentityKey {
         let session_key = Bytes(session.public().spki());
         let signature = self.sign(&SessionCertificate::signed_bytes(owner, &session_key.0, created));
         SessionCertificate { session_key, created, certificate: Fixed(signature) }
+    }
+
+    /// Certifies a mailbox key of `owner` made at `created` (milliseconds since 1970).
+    pub fn certify_mailbox(
+        &self,
+        owner: &Username,
+        mailbox: &SessionKey,
+        created: u64,
+    ) -> MailboxCertificate {
+        let mailbox_key = Bytes(mailbox.public().spki());
+        let signature = self.sign(&MailboxCertificate::signed_bytes(owner, &mailbox_key.0, created));
+        MailboxCertificate { mailbox_key, created, certificate: Fixed(signature) }
     }
 
     /// The key of the history that `owner` keeps of `server` (`host:port`): `HMAC[PKCS#8](Fields("… history key", owner,

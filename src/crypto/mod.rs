@@ -22,6 +22,8 @@ use crate::encoding::words;
 pub mod label {
     /// The identity key's signature on a session key (PROTOCOL#keys).
     pub const SESSION_CERTIFICATE: &str = "secure-messenger/1 session certificate";
+    /// The identity key's signature on a mailbox key (PROTOCOL#mailbox-certificate).
+    pub const MAILBOX_CERTIFICATE: &str = "secure-messenger/1 mailbox certificate";
     /// The identity key's signature that binds a login to its challenge and TLS channel (PROTOCOL#login).
     pub const LOGIN_PROOF: &str = "secure-messenger/1 login proof";
     /// HMAC under the password key, for a login (PROTOCOL#response).
@@ -104,8 +106,9 @@ words! {
         BadCiphertext = "it cannot be decrypted",
         /// Fields of the envelope contradict each other, its ciphertext is too long, or it names another identity key.
         BadEnvelope = "its fields contradict each other",
-        /// The session certificate is older than 26 hours, or more than 2 hours from the future.
-        StaleCertificate = "the session certificate is too old or from the future: compare the clocks",
+        /// The session certificate is older than 26 hours or the mailbox certificate than 30 days, or one is more than
+        /// 2 hours from the future.
+        StaleCertificate = "the certificate is too old or from the future: compare the clocks",
         /// A chunk was altered or belongs to another transfer.
         BadChunk = "a part of it was altered",
         /// A chunk is out of order: it arrived twice, or one before it is missing.

@@ -37,8 +37,10 @@ pub const SESSION_KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// Clocks may differ by this much, in milliseconds, before a certificate counts as stale or from the future: a wrong
 /// summer time is one hour.
 const SLACK: u64 = 2 * 3_600_000;
-/// How long a certificate is valid, in milliseconds.
+/// How long a session certificate is valid, in milliseconds.
 const VALID: u64 = SESSION_KEY_LIFETIME.as_millis() as u64 + SLACK;
+/// How long a mailbox certificate is valid, in milliseconds: 30 days, the longest absence in which mail is kept.
+const MAILBOX_VALID: u64 = 30 * 24 * 3_600_000;
 
 /// A PSS signature, 256 bytes.
 pub type Signature = [u8; RSA_BYTES];
@@ -100,7 +102,7 @@ pub enum Wrap {}
 /// The key that a user is known by. It only verifies.
 pub type IdentityPublicKey = PublicKey<Verify>;
 
-/// The key of one login of one user. It only encrypts.
+/// The key of one login of one user, or of one absence: a mailbox key. It only encrypts.
 pub type SessionPublicKey = PublicKey<Wrap>;
 
 /// An RSA-2048 key with exponent 65,537 and one purpose.
@@ -192,7 +194,7 @@ pub struct SessionCertificate {
 impl SessionCertificate {
     /// The bytes that the identity key signs. PROTOCOL#session-certificate.
     pub(super) fn signed_bytes(owner: &Username, spki: &[u8], created: u64) -> Vec<u8> {
-        Fields::new(label::SESSION_CERTIFICATE).text(owner.as_str()).bytes(spki).number(created).finish()
+        certified_bytes(label::SESSION_CERTIFICATE, owner, spki, created)
     }
 
     /// The certified key. Checks that `identity` made this for `owner`, and that `now` (milliseconds since 1970) is at
@@ -226,13 +228,63 @@ impl SessionCertificate {
     }
 }
 
+/// A mailbox key with its owner's signature, as it is sent and stored: `PSS[identity](label, username, mailbox key,
+/// created)`. Under a label of its own, so that no session certificate serves as one, nor the reverse.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MailboxCertificate {
+    /// The mailbox key, DER `SubjectPublicKeyInfo`, 294 bytes.
+    pub mailbox_key: Bytes,
+    /// When the key was made, by its owner's clock in milliseconds since 1970.
+    pub created: u64,
+    /// The identity key's signature over label, owner, mailbox key and `created`.
+    pub certificate: Fixed<RSA_BYTES>,
+}
+
+impl MailboxCertificate {
+    /// The bytes that the identity key signs. PROTOCOL#mailbox-certificate.
+    pub(super) fn signed_bytes(owner: &Username, spki: &[u8], created: u64) -> Vec<u8> {
+        certified_bytes(label::MAILBOX_CERTIFICATE, owner, spki, created)
+    }
+
+    /// The certified key. Checks that `identity` made this for `owner`, and that `now` (milliseconds since 1970) is at
+    /// most two hours before or 30 days after `created`.
+    ///
+    /// # Errors
+    /// As [`SessionCertificate::verify`].
+    pub fn verify(
+        &self,
+        owner: &Username,
+        identity: &IdentityPublicKey,
+        now: u64,
+    ) -> Result<SessionPublicKey, CryptoError> {
+        let key = SessionPublicKey::parse(&self.mailbox_key.0)?;
+        let bytes = Self::signed_bytes(owner, &self.mailbox_key.0, self.created);
+        identity.verify(&bytes, &self.certificate.0)?;
+        if is_mailbox_valid_at(self.created, now) { Ok(key) } else { Err(CryptoError::StaleCertificate) }
+    }
+
+    /// The [`KeyId`] of the mailbox key; the DER is not checked.
+    pub fn key_id(&self) -> KeyId {
+        Fingerprint::of(&self.mailbox_key.0).key_id()
+    }
+}
+
+fn certified_bytes(label: &str, owner: &Username, spki: &[u8], created: u64) -> Vec<u8> {
+    Fields::new(label).text(owner.as_str()).bytes(spki).number(created).finish()
+}
+
+/// Whether a mailbox certificate of `created` is valid at `now`, both in milliseconds since 1970.
+pub fn is_mailbox_valid_at(created: u64, now: u64) -> bool {
+    !is_far_ahead(created, now) && now.saturating_sub(created) <= MAILBOX_VALID
+}
+
 /// Whether a time is over two hours ahead of the clock, so that one of the two is wrong; both in milliseconds since
 /// 1970.
 pub fn is_far_ahead(time: u64, now: u64) -> bool {
     time.saturating_sub(now) > SLACK
 }
 
-/// Whether a certificate of `created` is valid at `now`, both in milliseconds since 1970.
+/// Whether a session certificate of `created` is valid at `now`, both in milliseconds since 1970.
 pub fn is_valid_at(created: u64, now: u64) -> bool {
     !is_far_ahead(created, now) && now.saturating_sub(created) <= VALID
 }

@@ -5,7 +5,7 @@
 use super::by_name::ByName;
 use super::wrapped_key::WrappedKey;
 use crate::crypto::envelope::Envelope;
-use crate::crypto::public::{RSA_BYTES, SessionCertificate};
+use crate::crypto::public::{Fingerprint, MailboxCertificate, RSA_BYTES, SessionCertificate};
 use crate::crypto::secret::Key;
 use crate::encoding::{Bytes, Fixed, Joined};
 use crate::name::Username;
@@ -166,18 +166,20 @@ pub struct Keys {
     pub unknown: Vec<Username>,
 }
 
-/// One user's keys; an offline user has no session key.
+/// One user's keys: the session key of an online user, the mailbox key of an offline one, if there is one; never both.
 #[derive(Serialize, Deserialize)]
 pub struct PersonKeys {
     /// The name, in the letter case of the account.
     pub name: Username,
     /// The identity key, DER `SubjectPublicKeyInfo`, 294 bytes.
     pub identity: Bytes,
-    /// The session key, DER, 294 bytes. `None` for an offline user, like the next two.
+    /// The session key, DER, 294 bytes. `None` for an offline user.
     pub session_key: Option<Bytes>,
-    /// When the session key was made, by its owner's clock in milliseconds since 1970.
+    /// The mailbox key, DER, 294 bytes. `None` for an online user.
+    pub mailbox_key: Option<Bytes>,
+    /// When the key was made, by its owner's clock in milliseconds since 1970. `None` without a key.
     pub created: Option<u64>,
-    /// The identity key's signature over name, session key and `created`.
+    /// The identity key's signature over name, key and `created`. `None` without a key.
     pub certificate: Option<Fixed<RSA_BYTES>>,
 }
 
@@ -188,9 +190,23 @@ impl PersonKeys {
             name,
             identity: Bytes(identity),
             session_key: session.map(|session| session.session_key.clone()),
+            mailbox_key: None,
             created: session.map(|session| session.created),
             certificate: session.map(|session| session.certificate),
         }
+    }
+
+    /// Keys of an offline user with a mailbox.
+    pub fn with_mailbox(self, mailbox: MailboxCertificate) -> PersonKeys {
+        let MailboxCertificate { mailbox_key, created, certificate } = mailbox;
+        let (mailbox_key, created) = (Some(mailbox_key), Some(created));
+        PersonKeys { mailbox_key, created, certificate: Some(certificate), ..self }
+    }
+
+    /// The certified mailbox key; `None` for a user who is online or has none.
+    pub fn mailbox(&self) -> Option<MailboxCertificate> {
+        let (mailbox_key, created) = (self.mailbox_key.clone()?, self.created?);
+        Some(MailboxCertificate { mailbox_key, created, certificate: self.certificate? })
     }
 }
 
@@ -201,7 +217,7 @@ pub struct Routing {
     pub id: u64,
     /// 1 to [`MAX_TARGETS`](super::MAX_TARGETS) different names.
     pub targets: Vec<Username>,
-    /// The message key, wrapped for each target's session key: exactly the targets' names.
+    /// The message key, wrapped for each target's session or mailbox key: exactly the targets' names.
     pub keys: ByName<WrappedKey>,
 }
 
@@ -221,22 +237,24 @@ pub struct EncryptedSend {
 pub struct EncryptedMessage {
     /// What all recipients get.
     pub envelope: Envelope,
-    /// The id of this recipient's session key, and the message key wrapped for it.
+    /// The id of this recipient's key, and the message key wrapped for it.
     pub key: WrappedKey,
 }
 
 /// Server: the outcome of an `encrypted_send`. Each target is in exactly one list.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Sent {
     /// The id of the `encrypted_send`.
     pub id: u64,
     /// The server queued the envelope for these users; they may not have received it yet.
     pub delivered: Vec<Username>,
-    /// These users have no session.
+    /// The envelope is on the server's disk for these users until they log in.
+    pub kept: Vec<Username>,
+    /// These users have no session, and no mailbox for this envelope.
     pub offline: Vec<Username>,
-    /// These users are online with another session key: request it and send again.
+    /// These users have another key now: request it and send again.
     pub stale: Vec<Username>,
-    /// These users are online, but their queues are full.
+    /// Too much already waits for these users.
     pub busy: Vec<Username>,
 }
 
@@ -247,6 +265,41 @@ pub struct Lost {
     pub id: u64,
     /// The recipient.
     pub name: Username,
+}
+
+/// Client: send the mail that waits for these keys.
+#[derive(Serialize, Deserialize)]
+pub struct MailRequest {
+    /// The mailbox keys that the client can decrypt with: at most [`MAX_MAILBOX_KEYS`](super::MAX_MAILBOX_KEYS).
+    pub keys: Vec<Fingerprint>,
+}
+
+/// Server: the oldest messages that wait for the named keys.
+pub struct Mail {
+    /// In the order in which they were kept: at most [`MAX_MAIL`](super::MAX_MAIL), and at most
+    /// [`MAX_MAIL_BYTES`](super::MAX_MAIL_BYTES) together.
+    pub mail: Vec<Kept>,
+    /// More messages wait for these keys.
+    pub more: bool,
+    /// The number of messages that wait for other keys.
+    pub other: u64,
+    /// When the last of those is deleted, in milliseconds since 1970, by the server's clock; `None` if there are none.
+    pub until: Option<u64>,
+}
+
+/// A message that was kept.
+pub struct Kept {
+    /// Names the message in `mail_done`.
+    pub number: u64,
+    /// The message, as it was sent.
+    pub message: Box<EncryptedMessage>,
+}
+
+/// Client: delete these messages.
+#[derive(Serialize, Deserialize)]
+pub struct MailDone {
+    /// Their numbers; unknown ones are ignored.
+    pub numbers: Vec<u64>,
 }
 
 /// Client: `peer` may send this client `count` more packets. Server: `peer` grants them to you.
@@ -280,6 +333,7 @@ pub struct Failure {
     pub id: Option<u64>,
     /// Seconds until it is worth trying again; `None` where waiting is of no use.
     pub retry_after: Option<u64>,
-    /// Of a refused `renew`: as in [`Session`].
+    /// Of a refused `renew`: as in [`Session`]. Of a refused `mailbox`: the `created` of the mailbox key in use, 0 if
+    /// there is none.
     pub newest: Option<u64>,
 }

@@ -16,3 +16,10 @@ pub const MAX_PRESENCE_NAMES: usize = 4096;
 pub const MAX_PACKET: usize = 66 * 1024;
 /// The most packets for one client that are granted, waiting or unacknowledged: 8.25 MiB.
 pub const MAX_GRANTED: u32 = 128;
+/// The most keys in one `mail_request`; a client has one or two.
+pub const MAX_MAILBOX_KEYS: usize = 64;
+/// The most messages in one `mail`.
+pub const MAX_MAIL: usize = 16;
+/// The most bytes of messages in one `mail`: a third of the smallest outbox, so that there is room for others'
+/// envelopes while it is not acknowledged.
+pub const MAX_MAIL_BYTES: usize = 128 * 1024;

@@ -1,6 +1,6 @@
 //! From a line to its type and members, and back. Specification: PROTOCOL#line.
 
-use super::fields::{EncryptedMessage, EncryptedSend};
+use super::fields::{EncryptedMessage, EncryptedSend, Kept, Mail};
 use super::limits::VERSION;
 use super::wrapped_key::WrappedKey;
 use crate::crypto::envelope::{Body, Envelope, Header};
@@ -124,7 +124,12 @@ fn envelope_members(Envelope { header, body }: &Envelope) -> String {
 
 /// An envelope, and what the same object contains beside it.
 fn with_envelope<T: Deserialize + Joined>(text: &str) -> Result<(T, Envelope), DecodeError> {
-    let both: Both<T, Both<Body, Header>> = parse(text)?;
+    parse::<WithEnvelope<T>>(text).and_then(apart)
+}
+
+type WithEnvelope<T> = Both<T, Both<Body, Header>>;
+
+fn apart<T>(both: WithEnvelope<T>) -> Result<(T, Envelope), DecodeError> {
     let (beside, envelope) = both.parts().ok_or(DecodeError::Malformed)?;
     let (body, header) = envelope.parts().ok_or(DecodeError::Malformed)?;
     Ok((beside, Envelope { header, body }))
@@ -159,5 +164,50 @@ impl Members for Box<EncryptedMessage> {
 
     fn write(&self) -> String {
         [envelope_members(&self.envelope), members(&OwnKey { key: self.key.clone() })].join(",")
+    }
+}
+
+/// What a `mail` contains beside the messages.
+#[derive(Serialize, Deserialize)]
+struct Rest {
+    more: bool,
+    other: u64,
+    until: Option<u64>,
+}
+
+impl Joined for Rest {
+    const MEMBERS: &[&str] = &["more", "other", "until"];
+}
+
+#[derive(Deserialize)]
+struct Items {
+    mail: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    number: u64,
+    message: WithEnvelope<OwnKey>,
+}
+
+impl Members for Mail {
+    fn read(text: &str) -> Result<Self, DecodeError> {
+        let (rest, items) = parse::<Both<Rest, Items>>(text)?.parts().ok_or(DecodeError::Malformed)?;
+        let kept = |Item { number, message }| {
+            let (OwnKey { key }, envelope) = apart(message)?;
+            Ok(Kept { number, message: Box::new(EncryptedMessage { envelope, key }) })
+        };
+        let mail = items.mail.into_iter().map(kept).collect::<Result<_, _>>()?;
+        let Rest { more, other, until } = rest;
+        Ok(Mail { mail, more, other, until })
+    }
+
+    fn write(&self) -> String {
+        let item = |Kept { number, message }: &Kept| {
+            format!("{{\"number\":{number},\"message\":{{{}}}}}", message.write())
+        };
+        let items: Vec<_> = self.mail.iter().map(item).collect();
+        let Mail { more, other, until, .. } = *self;
+        format!("\"mail\":[{}],{}", items.join(","), members(&Rest { more, other, until }))
     }
 }

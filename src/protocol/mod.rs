@@ -20,7 +20,7 @@ pub use packet::Packet;
 pub use wrapped_key::WrappedKey;
 
 pub use crate::crypto::envelope::{Body, Envelope, Header, Kind, MAX_CIPHERTEXT, Scope};
-pub use crate::crypto::public::SessionCertificate;
+pub use crate::crypto::public::{KeyId, MailboxCertificate, SessionCertificate};
 
 use crate::encoding::words;
 use line::{Empty, Members, head, line};
@@ -88,6 +88,12 @@ messages! {
         "keys_request" => KeysRequest(KeysRequest),
         /// `encrypted_send`, answered by `sent`. PROTOCOL#encrypted_send.
         "encrypted_send" => EncryptedSend(Box<EncryptedSend>),
+        /// `mailbox`, answered by `mailbox_set`. PROTOCOL#mailbox.
+        "mailbox" => Mailbox(Box<MailboxCertificate>),
+        /// `mail_request`, answered by `mail`. PROTOCOL#mail_request.
+        "mail_request" => MailRequest(MailRequest),
+        /// `mail_done`, without an answer. PROTOCOL#mail_done.
+        "mail_done" => MailDone(MailDone),
         /// `grant`, answered by `refused` or nothing. PROTOCOL#grant.
         "grant" => Grant(Grant),
         /// `ack`, without an answer. PROTOCOL#ack.
@@ -123,6 +129,8 @@ messages! {
         "sent" => Sent(Sent),
         /// `lost`, without a request: the recipient's session ended before it acknowledged a message. PROTOCOL#lost.
         "lost" => Lost(Lost),
+        /// `mail`, to a `mail_request`. PROTOCOL#mail.
+        "mail" => Mail(Mail),
         /// `grant`, forwarded from the peer that grants. PROTOCOL#grant.
         "grant" => Grant(Grant),
         /// `refused`, to a packet or grant that is not forwarded. PROTOCOL#refused.
@@ -136,6 +144,8 @@ messages! {
         "registered" => Registered,
         /// `password_changed`: the new password is on disk. PROTOCOL#password_changed.
         "password_changed" => PasswordChanged,
+        /// `mailbox_set`: the mailbox key is on disk. PROTOCOL#mailbox_set.
+        "mailbox_set" => MailboxSet,
         /// `ping`, to a client that was silent for 30 s. PROTOCOL#ping.
         "ping" => Ping,
         /// `pong`, to a `ping`. PROTOCOL#pong.
@@ -184,6 +194,10 @@ words! {
         Locked = "locked",
         /// A key that is not RSA-2048 in canonical DER, or a session certificate that is not valid.
         BadKey = "bad_key",
+        /// A mailbox key whose certificate is not valid, or that is not newer than the one in use.
+        BadMailbox = "bad_mailbox",
+        /// A mailbox key, on a server that keeps no mail.
+        NoMail = "no_mail",
         /// Fewer than 100,000 or more than 10,000,000 PBKDF2 rounds.
         BadRounds = "bad_rounds",
         /// Targets, keys and scope contradict each other, or there are too many names.

@@ -8,6 +8,7 @@
 use super::connection_limits::Ticket;
 use super::limits::{self, PACKET_PATIENCE};
 use super::login::{Connection, Login, Served, not_a_message};
+use super::mail;
 use super::partial_frame::PartialFrame;
 use super::quotas;
 use super::routing;
@@ -245,7 +246,7 @@ impl Served {
         if self.throttle(cost(line.len())).is_none() {
             return false;
         }
-        let message = ClientMessage::decode(line);
+        let mut message = ClientMessage::decode(line);
         let mut extra = extra_cost(&message);
         if let Ok(ClientMessage::Ack(ack)) = &message {
             match self.session.outbox.acknowledge(&self.link, ack.received) {
@@ -258,7 +259,10 @@ impl Served {
                 }
             }
         }
-        let answer = self.answer_early(&message);
+        let answer = self.answer_early(&mut message);
+        if let Some(ServerMessage::Mail(mail)) = &answer {
+            extra += mail.mail.len() as f64;
+        }
         let Some(mut inbound) = self.throttle(0.0) else { return false };
         lock(&inbound.bucket).charge(extra);
         // Counted first, as a packet is.
@@ -276,11 +280,20 @@ impl Served {
         true
     }
 
-    /// The answer to a message that changes nothing, made without a lock, because it may read the disk.
-    fn answer_early(&self, message: &Result<ClientMessage, DecodeError>) -> Option<ServerMessage> {
+    /// The answer to a message that uses the disk, made without a lock. If another connection takes over meanwhile, the
+    /// client sends the message again, so handling it twice changes nothing.
+    fn answer_early(&self, message: &mut Result<ClientMessage, DecodeError>) -> Option<ServerMessage> {
+        let Served { shared, session, .. } = self;
         match message {
             Err(error) => Some(not_a_message(*error)),
-            Ok(ClientMessage::KeysRequest(request)) => Some(routing::keys(&self.shared, request)),
+            Ok(ClientMessage::KeysRequest(request)) => Some(routing::keys(shared, request)),
+            Ok(ClientMessage::EncryptedSend(send)) => mail::keep(shared, session, send),
+            Ok(ClientMessage::Mailbox(certificate)) => Some(mail::set(shared, session, certificate)),
+            Ok(ClientMessage::MailRequest(request)) => Some(mail::fetch(shared, session, request)),
+            Ok(ClientMessage::MailDone(done)) => {
+                shared.store.mail.done(&session.name, &done.numbers);
+                None
+            }
             Ok(_) => None,
         }
     }
@@ -305,8 +318,8 @@ impl Served {
                     control.pongs = control.pongs.saturating_add(1);
                 });
             }
-            // An `ack` was handled, and a `pong` was a sign of life.
-            ClientMessage::Ack(_) | ClientMessage::Pong => {}
+            // An `ack` and a `mail_done` were handled, and a `pong` was a sign of life.
+            ClientMessage::Ack(_) | ClientMessage::MailDone(_) | ClientMessage::Pong => {}
             // The rest belongs to a login.
             _ => {
                 self.answer(&ServerMessage::error(ErrorCode::AlreadyLoggedIn, "you are logged in already"));
@@ -322,7 +335,7 @@ impl Served {
             let newest = Some(accounts.take_certificate(name, 0));
             ServerMessage::Error(Failure { newest, ..Failure::new(ErrorCode::BadKey, text) })
         };
-        if let Err(failure) = auth::check_offered(certificate, now) {
+        if let Err(failure) = auth::check_offered(&certificate.session_key, certificate.created, now) {
             return bad(&failure.message);
         }
         if certificate.verify(name, &self.session.identity(), now).is_err() {

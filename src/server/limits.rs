@@ -81,7 +81,38 @@ pub struct Limits {
     pub registrations: u32,
     /// How long a session outlives its connection.
     pub grace: Duration,
+    /// Messages for absent users.
+    pub mail: MailLimits,
 }
+
+/// The smallest limit of a mailbox, in bytes: an eighth of it holds the longest message.
+pub const MIN_MAIL: usize = 384 * 1024;
+
+/// The limits of messages that wait for absent users. PROTOCOL#mail-limits.
+#[derive(Debug, Clone)]
+pub struct MailLimits {
+    /// Bytes for one recipient, an eighth of it from one sender. 0 keeps nothing.
+    pub bytes: u64,
+    /// Bytes from one sender for all recipients.
+    pub sender: u64,
+    /// Bytes for all recipients.
+    pub total: u64,
+    /// Messages for one recipient.
+    pub messages: usize,
+    /// How long a message waits.
+    pub time: Duration,
+}
+
+impl Default for MailLimits {
+    fn default() -> Self {
+        let mib = 1024 * 1024;
+        let time = DAY * 30;
+        MailLimits { bytes: mib, sender: 4 * mib, total: 1024 * mib, messages: 1000, time }
+    }
+}
+
+/// 24 hours.
+pub const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Limits {
     /// Defaults that the machine's limits on descriptors and memory mappings (`vm.max_map_count`) allow.
@@ -99,6 +130,7 @@ impl Limits {
             rate: 100,
             registrations: 120,
             grace: GRACE,
+            mail: MailLimits::default(),
         }
     }
 

@@ -374,7 +374,7 @@ impl<'a> Login<'a> {
             _ => return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first")),
         };
         let (name, now) = (pending.name().clone(), clock::now_ms());
-        let offered = auth::check_offered(&response.certificate(), now);
+        let offered = auth::check_offered(&response.session_key, response.created, now);
         offered.map_err(|error| self.no_guess(&name, error))?;
         let verify = || pending.verify(&response, self.exporter(), now);
         let login = self.attempt("login_failed", &name, verify)?;

@@ -1,6 +1,6 @@
 //! The server's command line.
 
-use super::limits::{Limits, MIN_OUTBOX};
+use super::limits::{DAY, Limits, MIN_MAIL, MIN_OUTBOX};
 use crate::cli::Arguments;
 use crate::disk;
 use crate::name::Username;
@@ -30,6 +30,13 @@ Limits (the defaults of the first three depend on the machine):
   --rate N              requests a second before a client is throttled (default 100)
   --grace SECONDS       how long a session outlives its connection (default 60)
   --registrations N     new accounts and passwords a minute from one address (default 120)
+
+Messages for absent users, which wait on disk until they log in:
+  --mail KIB            for one recipient, an eighth from one sender; 0: keep none (default 1024)
+  --mail-sender KIB     from one sender to all recipients (default 4096)
+  --mail-total MIB      for all recipients (default 1024)
+  --mail-messages N     messages for one recipient (default 1000)
+  --mail-days N         days that a message waits (default 30)
 
   --check               report what the data folder holds and whether a start would fail
   --help, --version
@@ -154,6 +161,11 @@ fn parse_all(arguments: &mut Arguments, action: Option<Action>, defaults: Limits
             "--outbox" => limits.outbox = number(MIN_OUTBOX / 1024, usize::MAX / 1024)? * 1024,
             "--grace" => limits.grace = Duration::from_secs(number(1, 3600)? as u64),
             "--rate" => limits.rate = number(1, u32::MAX as usize)? as u32,
+            "--mail" => limits.mail.bytes = mail_bytes(number(0, usize::MAX / 1024)?)?,
+            "--mail-sender" => limits.mail.sender = number(MIN_MAIL / 8192, usize::MAX / 1024)? as u64 * 1024,
+            "--mail-total" => limits.mail.total = number(1, usize::MAX >> 20)? as u64 * 1024 * 1024,
+            "--mail-messages" => limits.mail.messages = number(1, usize::MAX)?,
+            "--mail-days" => limits.mail.time = DAY * number(1, 365)? as u32,
             "--registrations" => limits.registrations = number(1, u32::MAX as usize)? as u32,
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),
@@ -176,6 +188,13 @@ fn parse_all(arguments: &mut Arguments, action: Option<Action>, defaults: Limits
     Ok(if check { Request::Check(options) } else { Request::Run(options) })
 }
 
+/// The limit of a mailbox, which must hold the longest message or nothing.
+fn mail_bytes(kib: usize) -> Result<u64, String> {
+    let least = MIN_MAIL / 1024;
+    let is_valid = kib == 0 || kib >= least;
+    is_valid.then_some(kib as u64 * 1024).ok_or(format!("--mail takes 0 or a number from {least}, not {kib}"))
+}
+
 /// Parses the words after `user` up to the first option.
 fn action(words: &mut Peekable<impl Iterator<Item = OsString>>) -> Result<Action, String> {
     let mut word = || {
@@ -188,6 +207,7 @@ fn action(words: &mut Peekable<impl Iterator<Item = OsString>>) -> Result<Action
 
 #[cfg(test)]
 mod tests {
+    use super::super::limits::MailLimits;
     use super::*;
 
     /// Parses for a machine with room for 1000 connections.
@@ -207,11 +227,15 @@ mod tests {
     #[test]
     fn every_limit_is_taken_from_its_option() {
         let asked = limits(
-            "--clients 90 --per-address 7 --waiting 8 --outbox 400 --rate 9 --registrations 10 --grace 11",
+            "--clients 90 --per-address 7 --waiting 8 --outbox 400 --rate 9 --registrations 10 --grace 11 \
+             --mail 500 --mail-sender 600 --mail-total 700 --mail-messages 12 --mail-days 13",
         );
-        let Limits { room, clients, per_address, waiting, outbox, rate, registrations, grace } = asked;
+        let Limits { room, clients, per_address, waiting, outbox, rate, registrations, grace, mail } = asked;
+        let MailLimits { bytes, sender, total, messages, time } = mail;
         assert_eq!((room, clients, per_address, waiting), (1000, 90, 7, 8));
         assert_eq!((outbox, rate, registrations, grace.as_secs()), (400 * 1024, 9, 10, 11));
+        assert_eq!((bytes, sender, total), (500 * 1024, 600 * 1024, 700 * 1024 * 1024));
+        assert_eq!((messages, time), (12, DAY * 13));
         // Half of the given clients, not of the possible ones.
         assert_eq!((limits("").per_address, limits("--clients 90").per_address), (375, 45));
     }
@@ -221,11 +245,15 @@ mod tests {
         assert_eq!(limits("--outbox 384").outbox, MIN_OUTBOX);
         assert_eq!(limits("--clients 750 --waiting 250").clients, 750);
         assert_eq!(limits("--grace 4000").grace.as_secs(), 3600, "an hour at most");
+        assert_eq!((limits("--mail 0").mail.bytes, limits("--mail 384").mail.bytes), (0, MIN_MAIL as u64));
         let huge = u64::from(u32::MAX) + 1;
         assert_eq!(limits(&format!("--rate {huge} --registrations {huge}")).rate, u32::MAX);
         assert_eq!(limits(&format!("--registrations {huge}")).registrations, u32::MAX);
         for (line, part) in [
             ("--outbox 383", "from 384"),
+            ("--mail 383", "from 384"),
+            ("--mail-sender 47", "from 48"),
+            ("--mail-messages 0", "from 1"),
             ("--clients 751 --waiting 250", "751"),
             ("--clients 750 --waiting 251", "251"),
             ("--clients 0", "from 1"),

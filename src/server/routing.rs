@@ -31,11 +31,12 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     let head: Part = protocol::shared_part(&envelope).into();
     // Broadcasts, file messages and room notices have no receipt.
     let has_receipt = envelope.is_direct_message();
-    let mut sent =
-        Sent { id, delivered: Vec::new(), offline: Vec::new(), stale: Vec::new(), busy: Vec::new() };
+    let mut sent = Sent { id, ..Sent::default() };
     let (is_alone, mut list) = (targets.len() == 1, FlushList::default());
     let mut queue = |(target, key, found): (Username, &WrappedKey, Option<(&Session, bool)>)| {
         let names = match found {
+            // Such a message waits, but only if it is sealed for the mailbox key.
+            None if has_receipt && shared.store.mail.key(&target).is_some() => &mut sent.stale,
             None => &mut sent.offline,
             Some((_, false)) => &mut sent.stale,
             // PROTOCOL#own-key-only.
@@ -77,7 +78,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
 
 /// Checks an envelope's sender, size and targets, and sorts the targets by name, like `keys`, so that one pass compares
 /// both. PROTOCOL#own-name, PROTOCOL#routing.
-fn check(sender: &Session, send: &mut EncryptedSend) -> Result<(), (ErrorCode, &'static str)> {
+pub fn check(sender: &Session, send: &mut EncryptedSend) -> Result<(), (ErrorCode, &'static str)> {
     let EncryptedSend { routing: Routing { targets, keys, .. }, envelope: Envelope { header, body } } = send;
     if header.from != sender.name {
         return Err((ErrorCode::WrongSender, "from is not the name you are logged in with"));
@@ -145,7 +146,7 @@ pub fn relay(shared: &Shared, sender: &Session, packet: &Packet<'_>, is_late: bo
     queued
 }
 
-/// The keys of each name that has an account, with those of its session if it has one. `bad_targets` for more than
+/// The keys of each name that has an account, with that of its session if it has one, else of its mailbox. `bad_targets` for more than
 /// [`MAX_KEY_NAMES`] names.
 pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
     if request.names.len() > MAX_KEY_NAMES {
@@ -160,7 +161,14 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
         }
         let stored = shared.store.accounts.get(name).map(|account| shared.store.accounts.identity(&account));
         match stored {
-            Some(Ok(identity)) => answer.keys.push(PersonKeys::new(name.clone(), identity.spki(), None)),
+            Some(Ok(identity)) => {
+                let keys = PersonKeys::new(name.clone(), identity.spki(), None);
+                let mailbox = shared.store.mail.certificate(name);
+                answer.keys.push(match mailbox {
+                    Some(certificate) => keys.with_mailbox(certificate),
+                    None => keys,
+                });
+            }
             Some(Err(error)) => {
                 shared.store.audit.log("damaged_key", Some(name), None, &error.to_string());
                 answer.unknown.push(name.clone());

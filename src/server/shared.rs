@@ -41,7 +41,8 @@ pub struct Shared {
 
 impl Shared {
     /// Without sessions yet.
-    pub fn new(limits: Limits, closed: bool, store: Store) -> Shared {
+    pub fn new(limits: Limits, closed: bool, mut store: Store) -> Shared {
+        store.mail.limits = limits.mail.clone();
         Shared {
             closed,
             registry: Registry::new(store.audit.clone()),

@@ -236,8 +236,8 @@ fn broadcast_to_over_1024_users_is_split_with_one_envelope() {
     };
     assert_eq!(everyone(&sends), 1);
     for EncryptedSend { routing, .. } in sends {
-        let (id, delivered, none) = (routing.id, routing.targets, Vec::new());
-        let sent = Sent { id, delivered, offline: none.clone(), stale: none.clone(), busy: none };
+        let (id, delivered) = (routing.id, routing.targets);
+        let sent = Sent { id, delivered, ..Sent::default() };
         bare.hear(ServerMessage::Sent(sent));
     }
     let sends: Vec<EncryptedSend> = bare

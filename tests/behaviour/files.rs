@@ -928,9 +928,8 @@ fn offer_delays_the_end_of_input_by_ten_minutes_at_most() {
         Effect::Do(Action::Send(ClientMessage::EncryptedSend(send))) => Some(send.routing.id),
         _ => None,
     });
-    let (delivered, none) = (vec![bob.name], Vec::new());
-    let sent =
-        Sent { id: id.expect("an offer"), delivered, offline: none.clone(), stale: none.clone(), busy: none };
+    let delivered = vec![bob.name];
+    let sent = Sent { id: id.expect("an offer"), delivered, ..Sent::default() };
     bare.hear(ServerMessage::Sent(sent));
     let quits = |effects: Vec<Effect>| effects.iter().any(|effect| matches!(effect, Effect::Quit(_)));
     assert!(!quits(bare.take(Event::EndOfInput)));

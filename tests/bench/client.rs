@@ -77,8 +77,7 @@ impl Scene {
                 }
                 Effect::Do(Action::Send(ClientMessage::EncryptedSend(send))) => {
                     let (id, delivered) = (send.routing.id, send.routing.targets);
-                    let (offline, stale, busy) = (Vec::new(), Vec::new(), Vec::new());
-                    ServerMessage::Sent(Sent { id, delivered, offline, stale, busy })
+                    ServerMessage::Sent(Sent { id, delivered, ..Sent::default() })
                 }
                 _ => continue,
             };
@@ -94,6 +93,7 @@ fn keys_of(person: &Person) -> PersonKeys {
         name: person.name.clone(),
         identity: Bytes(person.identity.public().spki()),
         session_key: Some(fields.session_key),
+        mailbox_key: None,
         created: Some(fields.created),
         certificate: Some(fields.certificate),
     }

@@ -4,13 +4,13 @@
 //! `CRASHES` sets the number of kills; `CRASHES_SEED` chooses their moments, which also depend on the machine.
 
 use crate::support::{
-    self, DATA, Dice, Folder, NEW, PASSWORD, Person, Raw, Server, check, exchange, has, limit_files, name,
-    number, quick_key, server_command,
+    self, DATA, Dice, Folder, NEW, PASSWORD, Person, Raw, Server, check, exchange, has, limit_files,
+    mailbox_key, name, number, quick_key, server_command,
 };
 use secure_messenger::crypto::key_file;
 use secure_messenger::crypto::secret::Password;
-use secure_messenger::protocol::{ClientMessage, ServerMessage};
-use std::collections::BTreeMap;
+use secure_messenger::protocol::{ClientMessage, Kept, Mail, MailDone, ServerMessage};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -265,4 +265,111 @@ fn full_disk_refuses_only_accounts_until_there_is_room() {
     let accounts = format!("({} accounts)", 2 + made + 5 + 1);
     server.told(&accounts);
     assert!(server.opens(&Person::new("n0x0"), PASSWORD) && server.opens(&Person::new("later4"), PASSWORD));
+}
+
+/// Sends numbered messages to carol until the server is gone. Returns the first number that was not confirmed.
+fn write_to_carol(port: u16, from: &Person, first: u64) -> u64 {
+    let Some(mut raw) = Raw::reach(port) else { return first };
+    let Some(ServerMessage::Session(_)) = raw.log_in_quickly(from) else { return first };
+    for number in first.. {
+        raw.bytes(&from.mail_for("carol", mailbox_key().public(), number, "text").encode());
+        match raw.answer() {
+            Some(ServerMessage::Sent(sent)) => assert_eq!(sent.kept.len(), 1, "there is room"),
+            _ => return number,
+        }
+    }
+    unreachable!("the server is killed")
+}
+
+/// What carol has received.
+struct Arrived {
+    senders: [Person; 3],
+    /// The last number of each sender.
+    last: [u64; 3],
+    /// Sent, but not confirmed: each may or may not arrive.
+    unsure: BTreeSet<(usize, u64)>,
+    /// Fetched, but the server was killed before it confirmed the deletion: each may arrive again.
+    unsettled: BTreeSet<(usize, u64)>,
+}
+
+impl Arrived {
+    /// Takes a batch: nothing that was confirmed is missing, and nothing that was deleted comes again.
+    fn take(&mut self, mail: &Mail) -> Vec<(usize, u64)> {
+        let place = |kept: &Kept| {
+            let header = &kept.message.envelope.header;
+            let sender = self.senders.iter().position(|person| person.name == header.from);
+            (sender.expect("a sender"), header.sequence)
+        };
+        let batch: Vec<_> = mail.mail.iter().map(place).collect();
+        for (sender, number) in &batch {
+            if self.unsettled.contains(&(*sender, *number)) {
+                continue;
+            }
+            let last = std::mem::replace(&mut self.last[*sender], *number);
+            assert!(*number > last, "{number} came twice");
+            let missing = (last + 1..*number).find(|missing| !self.unsure.contains(&(*sender, *missing)));
+            assert_eq!(missing, None, "it is lost");
+        }
+        batch
+    }
+}
+
+/// PROTOCOL#keeping, PROTOCOL#mail_done.
+#[test]
+fn killed_server_loses_no_kept_message_and_repeats_none() {
+    let limits = ["--mail", "1000000", "--mail-sender", "1000000", "--mail-messages", "1000000"];
+    let arguments = [&PLENTY[..], &limits].concat();
+    let (dice, crashes) = (Dice::named("CRASHES_SEED"), number("CRASHES", 20));
+    let mut server = Server::within(Arc::new(Folder::new()), &arguments);
+    let carol = server.absent("carol");
+    let senders = ["alice", "bob", "dave"].map(Person::new);
+    senders.iter().for_each(|person| server.raw().register_quickly(person));
+    let (unsure, unsettled) = (BTreeSet::new(), BTreeSet::new());
+    let mut arrived = Arrived { senders, last: [0; 3], unsure, unsettled };
+    let mut next = [1; 3];
+    for crash in 1..=crashes {
+        let port = server.port;
+        let home;
+        (home, next) = thread::scope(|scope| {
+            let writers = [0, 1, 2].map(|n| {
+                let (person, first) = (&arrived.senders[n], next[n]);
+                scope.spawn(move || write_to_carol(port, person, first))
+            });
+            thread::park_timeout(Duration::from_millis(dice.below(600)));
+            (server.kill(), writers.map(|writer| writer.join().expect("whole")))
+        });
+        for (n, number) in next.iter_mut().enumerate() {
+            arrived.unsure.insert((n, *number));
+            *number += 1;
+        }
+        is_sound(&home);
+        server = Server::within(home, &arguments);
+        is_tidy(&server.home.path("data"));
+        let mut raw = server.returns(&carol);
+        // Some batches before the next crash, all of them after the last one.
+        let batches = if crash == crashes { u64::MAX } else { dice.below(20) };
+        for n in 0..batches {
+            let mail = raw.fetch();
+            let batch = arrived.take(&mail);
+            if n == 10 {
+                let numbers = mail.mail.iter().map(|kept| kept.number).collect();
+                raw.say(&ClientMessage::MailDone(MailDone { numbers }));
+                server = Server::within(server.kill(), &arguments);
+                raw = server.returns(&carol);
+                arrived.unsettled.extend(batch);
+                continue;
+            }
+            raw.confirm(&mail.mail);
+            raw.acknowledge();
+            if !mail.more {
+                break;
+            }
+        }
+        raw.leaves();
+    }
+    for (n, number) in next.iter().enumerate() {
+        let missing = (arrived.last[n] + 1..*number).find(|missing| !arrived.unsure.contains(&(n, *missing)));
+        assert_eq!(missing, None, "it is lost");
+    }
+    println!("killed {crashes} times: {:?} arrived, {} unsure", arrived.last, arrived.unsure.len());
 }

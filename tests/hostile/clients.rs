@@ -2,8 +2,8 @@
 //! error or a closed connection, and two users who chat meanwhile notice nothing.
 
 use crate::support::{
-    self, Client, Pair, Person, Raw, Server, home_with, interrupt, name, newcomer, until, with_field,
-    without_field,
+    self, Client, Pair, Person, Raw, Server, home_with, interrupt, mailbox_key, name, newcomer,
+    shown_mailbox, until, with_field, without_field,
 };
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::Word;
@@ -14,7 +14,8 @@ use secure_messenger::crypto::secret::Password;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
     ClientMessage, EncryptedSend, Grant, KeysRequest, MAX_CIPHERTEXT, MAX_KEY_NAMES, MAX_LINE,
-    MAX_LINE_BEFORE_LOGIN, MAX_TARGETS, Scope, Sent, ServerMessage, SessionCertificate, WrappedKey,
+    MAX_LINE_BEFORE_LOGIN, MAX_TARGETS, MailDone, MailRequest, MailboxCertificate, Scope, Sent,
+    ServerMessage, SessionCertificate, WrappedKey,
 };
 use secure_messenger::wire::tls::{Reader, Received};
 use std::collections::{BTreeMap, BTreeSet};
@@ -1088,4 +1089,104 @@ fn renewal_needs_the_owner_s_valid_certificate() {
     assert!(matches!(raw.answer(), Some(ServerMessage::Session(_))));
     assert!(shown(&mut raw) == new.public().spki());
     scene.close();
+}
+
+// ---- messages for absent users
+
+/// PROTOCOL#mailbox-key, PROTOCOL#mailbox-certificate.
+#[test]
+fn mailbox_key_needs_the_owner_s_own_new_certificate() {
+    let server = Server::start();
+    let (mut raw, carol) = server.present("carol");
+    let now = clock::now_ms();
+    let hour = 3_600_000;
+    let session = carol.identity.certify(&carol.name, mailbox_key(), now);
+    let of_session = MailboxCertificate {
+        mailbox_key: session.session_key,
+        created: now,
+        certificate: session.certificate,
+    };
+    let good = carol.mailbox(now);
+    let stranger = IdentityKey::generate();
+    let refused = [
+        ("a session certificate", of_session),
+        ("another name", carol.identity.certify_mailbox(&name("bob"), mailbox_key(), now)),
+        ("another identity", stranger.certify_mailbox(&carol.name, mailbox_key(), now)),
+        ("another time", MailboxCertificate { created: now + 1, ..good.clone() }),
+        (
+            "another key",
+            MailboxCertificate { mailbox_key: Bytes(carol.session.public().spki()), ..good.clone() },
+        ),
+        ("no key", MailboxCertificate { mailbox_key: Bytes(vec![1; 294]), ..good.clone() }),
+        ("from the future", carol.mailbox(now + 3 * hour)),
+        ("old", carol.mailbox(now - 3 * hour)),
+    ];
+    for (what, certificate) in &refused {
+        assert_eq!(raw.set_mailbox(certificate), "bad_mailbox", "{what}");
+    }
+    assert!(!server.data("mail/carol/key").exists());
+    assert_eq!(raw.set_mailbox(&good), "mailbox_set");
+    for (what, certificate) in refused.iter().chain([&("older", carol.mailbox(now - 1))]) {
+        raw.say(&ClientMessage::Mailbox(Box::new(certificate.clone())));
+        let failure = raw.failure();
+        assert_eq!((failure.code.as_str(), failure.newest), ("bad_mailbox", Some(now)), "{what}");
+    }
+    raw.leaves();
+    let (mut alice, _) = server.present("alice");
+    assert!(shown_mailbox(&mut alice, &carol).is_some_and(|shown| shown == good));
+    // Before a login there is no mailbox.
+    let mut guest = server.raw();
+    assert_eq!(guest.set_mailbox(&good), "not_logged_in");
+}
+
+/// PROTOCOL#fetching, PROTOCOL#mail_done, PROTOCOL#mail_request.
+#[test]
+fn user_neither_reads_nor_deletes_another_user_s_mail() {
+    let server = Server::start();
+    let carol = server.absent("carol");
+    let (mut alice, from) = server.present("alice");
+    assert_eq!(alice.outcome(&from.mail_for("carol", mailbox_key().public(), 1, "text")), "kept");
+    let (mut mallory, _) = server.present("mallory");
+    let mail = mallory.fetch();
+    assert!(mail.mail.is_empty() && !mail.more && mail.other == 0);
+    let numbers = (0..100).chain([u64::MAX]).collect();
+    mallory.say(&ClientMessage::MailDone(MailDone { numbers }));
+    mallory.say(&ClientMessage::MailRequest(MailRequest { keys: vec![mailbox_key().fingerprint(); 65] }));
+    assert_eq!(mallory.error(), "malformed");
+    assert!(mallory.is_usable());
+    assert_eq!(server.returns(&carol).fetch().mail.len(), 1);
+}
+
+/// PROTOCOL#mail-limits.
+#[test]
+fn flood_of_mail_leaves_room_and_stays_within_its_limits() {
+    let arguments = ["--mail", "384", "--mail-sender", "100", "--registrations", "100000"];
+    let server = Server::with(&arguments);
+    let names = ["carol", "dave", "erin"];
+    let people = names.map(|name| server.absent(name));
+    let ((mut mallory, flooder), (mut alice, from)) = (server.present("mallory"), server.present("alice"));
+    let key = mailbox_key().public();
+    let mut kept = [0u64; 3];
+    for (n, to) in names.iter().enumerate() {
+        let letter = |number| flooder.mail_for(to, key, number, &"x".repeat(3000));
+        while mallory.outcome(&letter(kept[n] + 1)) == "kept" {
+            kept[n] += 1;
+        }
+        assert_eq!(mallory.outcome(&letter(99)), "busy");
+    }
+    let bytes = |name: &str| {
+        let files = support::files(&server.data("mail").join(name));
+        let mail = files.iter().filter(|path| path.display().to_string().contains("mallory"));
+        mail.map(|path| path.metadata().map_or(0, |data| data.len())).sum::<u64>()
+    };
+    let sizes = names.map(bytes);
+    let one = sizes[0] / kept[0];
+    assert!(sizes[0] <= 48 * 1024 && sizes[0] + one > 48 * 1024, "an eighth: {sizes:?}");
+    assert!(sizes[2] < sizes[0] && sizes.iter().sum::<u64>() + one > 100 * 1024, "{sizes:?}");
+    assert!(sizes.iter().sum::<u64>() <= 100 * 1024, "{sizes:?}");
+    for (person, to) in people.iter().zip(names) {
+        assert_eq!(alice.outcome(&from.mail_for(to, key, 1, "text")), "kept");
+        let mail = server.returns(person).fetch();
+        assert!(mail.more || mail.mail.iter().any(|kept| kept.message.envelope.header.from == from.name));
+    }
 }

@@ -324,7 +324,7 @@ impl Line {
     }
 
     fn sent(&self, id: u64, delivered: Vec<Username>, stale: Vec<Username>) {
-        self.say(&ServerMessage::Sent(Sent { id, delivered, offline: vec![], stale, busy: vec![] }));
+        self.say(&ServerMessage::Sent(Sent { id, delivered, stale, ..Sent::default() }));
     }
 
     /// The targets of a message, which must be the names with keys, too.
@@ -354,6 +354,7 @@ fn duplicate(keys: &mut PersonKeys) -> PersonKeys {
         name: keys.name.clone(),
         identity: keys.identity.clone(),
         session_key: keys.session_key.clone(),
+        mailbox_key: keys.mailbox_key.clone(),
         created: keys.created,
         certificate: keys.certificate,
     }

@@ -7,6 +7,7 @@
 mod cast;
 mod dice;
 mod envelope;
+mod mail;
 mod operator;
 mod program;
 mod relay;
@@ -18,6 +19,7 @@ use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 pub use cast::*;
 pub use dice::*;
 pub use envelope::*;
+pub use mail::*;
 pub use operator::*;
 pub use program::*;
 pub use relay::*;

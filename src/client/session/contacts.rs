@@ -530,7 +530,14 @@ mod tests {
         for (name, is_doubtful) in [("bob", true), ("carol", false)] {
             let name: Username = name.parse().expect("name");
             let identity = identity.clone();
-            let keys = PersonKeys { name, identity, session_key: None, created: None, certificate: None };
+            let keys = PersonKeys {
+                name,
+                identity,
+                session_key: None,
+                mailbox_key: None,
+                created: None,
+                certificate: None,
+            };
             for _ in 0..2 {
                 assert_eq!(contacts.learn(&keys, 0) == Learned::Changed, is_doubtful);
                 assert_eq!(contacts.get(&keys.name).identity.is_none(), is_doubtful);

@@ -131,6 +131,7 @@ impl Net {
                         name: who,
                         identity: Bytes(self.identities[n].clone()),
                         session_key: Some(fields.session_key.clone()),
+                        mailbox_key: None,
                         created: Some(fields.created),
                         certificate: Some(fields.certificate),
                     }
@@ -156,7 +157,7 @@ impl Net {
                     let message = EncryptedMessage { envelope: send.envelope.clone(), key: key.clone() };
                     self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
                 }
-                let sent = Sent { id: send.routing.id, delivered, offline, stale, busy: Vec::new() };
+                let sent = Sent { id: send.routing.id, delivered, offline, stale, ..Sent::default() };
                 self.event(n, Event::Server(ServerMessage::Sent(sent)));
             }
             ClientMessage::Renew(fields) => {
@@ -232,7 +233,7 @@ fn stale_key_that_stays_is_abandoned_and_reported() {
             sealed += 1;
             let (id, stale) = (send.routing.id, send.routing.targets.clone());
             net.said[0].pop_front();
-            let sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale, busy: Vec::new() };
+            let sent = Sent { id, stale, ..Sent::default() };
             net.event(0, Event::Server(ServerMessage::Sent(sent)));
         } else if !net.step(0) {
             break;
@@ -259,7 +260,7 @@ fn text_reported_delivered_and_stale_is_shown_once() {
         net.event(1, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
         // Show the sender another key each time.
         net.renew(1);
-        let sent = Sent { id, delivered: Vec::new(), offline: Vec::new(), stale, busy: Vec::new() };
+        let sent = Sent { id, stale, ..Sent::default() };
         net.event(0, Event::Server(ServerMessage::Sent(sent)));
     }
     net.settle();
@@ -591,7 +592,7 @@ fn message_is_pending_then_taken_or_failed_and_resent_once() {
     net.type_in(0, "/msg bob two");
     let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("it was sent") };
     let offline = send.routing.targets.clone();
-    let sent = Sent { id: send.routing.id, delivered: vec![], offline, stale: vec![], busy: vec![] };
+    let sent = Sent { id: send.routing.id, offline, ..Sent::default() };
     net.event(0, Event::Server(ServerMessage::Sent(sent)));
     let why = SendState::Failed("bob is offline: your message was not delivered".into());
     let last = net.shown[0].iter().next_back().expect("it failed");
@@ -805,7 +806,7 @@ fn room_whose_partner_was_not_notified_can_be_reopened() {
     net.step(0);
     let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("it was tried") };
     let offline = send.routing.targets.clone();
-    let sent = Sent { id: send.routing.id, delivered: vec![], offline, stale: vec![], busy: vec![] };
+    let sent = Sent { id: send.routing.id, offline, ..Sent::default() };
     net.event(0, Event::Server(ServerMessage::Sent(sent)));
     net.bob_joins();
     net.type_in(0, "/room bob");
@@ -961,7 +962,7 @@ fn server_cannot_print_a_line_for_each_line_it_sends() {
         net.event(0, Event::Unreadable(DecodeError::Malformed));
         net.server(0, ServerMessage::Registered);
         net.server(0, ServerMessage::Keys(Keys { keys: vec![], unknown: names(n, "odd") }));
-        let sent = Sent { id: n, delivered: vec![], offline: vec![], stale: vec![], busy: vec![] };
+        let sent = Sent { id: n, ..Sent::default() };
         net.server(0, ServerMessage::Sent(sent));
         net.server(0, ServerMessage::Session(granted(0)));
         for (joined, left) in [(names(n, "some"), vec![]), (vec![], names(n, "some"))] {

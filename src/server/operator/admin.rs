@@ -109,16 +109,22 @@ fn perform(action: &Action, store: &Store, end: impl FnOnce(&Username) -> bool) 
     match action {
         Action::List => Err(io::Error::other("list reads users.json, and needs no server")),
         Action::Remove(name) => {
-            let mut ended = "";
+            let (mut ended, mut mail) = ("", Ok(0));
             let removed = store.accounts.remove(name, || {
                 if end(name) {
                     ended = "; its session has ended";
                 }
+                mail = store.mail.remove(name);
             });
             let identity = removed?.map(|identity| identity.to_string());
             let identity = identity.unwrap_or("it had a key file and no account".into());
             store.audit.log("removed", Some(name), None, &identity);
-            Ok(format!("{name} is removed: {identity}{ended}"))
+            let mail = match mail {
+                Ok(0) => String::new(),
+                Ok(count) => format!("; {count} messages to and from it are deleted"),
+                Err(error) => format!("; its mail cannot be deleted: {error}"),
+            };
+            Ok(format!("{name} is removed: {identity}{ended}{mail}"))
         }
         Action::Unlock(name) => {
             store.lockout.unlock(name)?;

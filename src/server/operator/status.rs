@@ -3,6 +3,7 @@
 //! Invariant: only one thread waits for standard output, so a reader that does not read delays neither clients nor the
 //! log nor the exit. Fields: README#status.
 
+use crate::clock;
 use crate::server::shared::Shared;
 use crate::server::store::audit;
 use crate::server::threads::service;
@@ -126,6 +127,7 @@ fn run(shared: &Shared, requests: &Receiver<i32>, output: &SyncSender<Line>) {
 /// have their own events.
 fn sum_up(shared: &Shared, counted: &mut [(&'static str, u64); 4]) {
     shared.store.audit.sum_up();
+    shared.store.mail.expire(clock::now_ms());
     let before = std::mem::replace(counted, shared.quotas.counts());
     for ((event, now), (_, before)) in counted.iter().zip(before).skip(1) {
         if *now > before {
@@ -150,10 +152,13 @@ fn reload(shared: &Shared) -> String {
 
 fn line(shared: &Shared, started: Instant) -> String {
     let (connections, waiting) = shared.connections.counts();
+    let (mail, bytes) = shared.store.mail.counts();
     format!(
-        "sessions={} connections={connections} waiting={waiting} accounts={} memory_kib={}{} uptime={}",
+        "sessions={} connections={connections} waiting={waiting} accounts={} mail={mail} mail_kib={} memory_kib={}{} \
+         uptime={}",
         shared.registry.count(),
         shared.store.accounts.count(),
+        bytes / 1024,
         resident_kib(),
         shared.quotas.counts().map(|(name, count)| format!(" {name}={count}")).concat(),
         started.elapsed().as_secs()

@@ -1,4 +1,4 @@
-//! The server's data on disk: accounts, locked names, the security log, the certificate.
+//! The server's data on disk: accounts, locked names, messages for absent users, the security log, the certificate.
 //!
 //! Invariant: nothing here knows connections or sessions (`tests/spec/tidy.rs` reads the imports). [`check`] makes,
 //! changes and locks nothing, so it may run beside a server; it reads each file with the same code as a start. Format:
@@ -9,6 +9,7 @@ pub mod audit;
 pub(super) mod certificates;
 mod files;
 pub mod lockout;
+pub mod mail;
 
 use crate::crypto::secret::Key;
 use crate::disk;
@@ -17,6 +18,7 @@ use audit::Audit;
 use certificates::Certificates;
 use files::{Notices, is_private};
 use lockout::Lockout;
+use mail::Mail;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -41,6 +43,8 @@ pub struct Store {
     pub audit: Arc<Audit>,
     /// Failed logins, by name and by address.
     pub lockout: Lockout,
+    /// Messages for absent users.
+    pub mail: Mail,
     /// The server's TLS certificate and key. `None` with `--no-tls`.
     pub certificates: Option<Certificates>,
 }
@@ -67,11 +71,12 @@ impl Store {
         };
         let audit = Arc::new(Audit::open(&folder.join("logs"))?);
         let lockout = Lockout::open(folder, notices)?;
+        let mail = Mail::open(folder, |name| accounts.keeps(name), audit.clone(), notices)?;
         for notice in notices.iter() {
             audit.log("storage_notice", None, None, notice);
         }
         let certificates = tls.then(|| Certificates::open(&folder.join("certs"), notices)).transpose()?;
-        Ok(Store { accounts, salt_secret, audit, lockout, certificates })
+        Ok(Store { accounts, salt_secret, audit, lockout, mail, certificates })
     }
 }
 
@@ -84,6 +89,7 @@ pub fn check(folder: &Path, tls: bool, notices: &mut Notices) -> Vec<io::Error> 
         salt_secret(folder).map(drop),
         disk::existing(&folder.join("logs/security.log")).map(drop),
         lockout::check(folder, notices),
+        mail::check(folder, notices),
         if tls { certificates::check(&folder.join("certs"), notices) } else { Ok(()) },
     ];
     parts.into_iter().filter_map(Result::err).collect()

@@ -6,8 +6,8 @@ use secure_messenger::crypto::secret::Key;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
     Body, ClientMessage, EncryptedMessage, EncryptedSend, Envelope, Failure, Grant, Header, KEY_BEGINS,
-    KEY_ENDS, Keys, KeysRequest, Kind, Lost, Packet, PersonKeys, Presence, Received, Register, Resume,
-    Routing, Scope, Sent, ServerMessage, Session, WrappedKey, shared_part,
+    KEY_ENDS, Kept, Keys, KeysRequest, Kind, Lost, Mail, MailDone, MailRequest, Packet, PersonKeys, Presence,
+    Received, Register, Resume, Routing, Scope, Sent, ServerMessage, Session, WrappedKey, shared_part,
 };
 use secure_messenger::wire::frame::{Frame, LineTooLong, Lines, packet_head};
 
@@ -192,6 +192,7 @@ fn some_messages() -> Vec<Vec<u8>> {
         name: alice(),
         identity: Bytes(vec![1]),
         session_key: None,
+        mailbox_key: Some(Bytes(vec![2])),
         created: Some(1),
         certificate: None,
     };
@@ -203,7 +204,13 @@ fn some_messages() -> Vec<Vec<u8>> {
         password_key: Key::new([2; 32]),
         public_key: Bytes(vec![3; 7]),
     };
-    let sent = Sent { id: 1, delivered: vec![alice()], offline: vec![], stale: vec![], busy: vec![alice()] };
+    let sent =
+        Sent { id: 1, delivered: vec![alice()], busy: vec![alice()], kept: vec![alice()], ..Sent::default() };
+    let kept = |number| {
+        let message = EncryptedMessage { envelope: envelope.clone(), key: WrappedKey::new(&[9; 264]) };
+        Kept { number, message: Box::new(message) }
+    };
+    let mail = Mail { mail: vec![kept(1), kept(2)], more: true, other: 3, until: Some(4) };
     let failure = Failure {
         code: "locked".into(),
         message: "\u{1}é\n".into(),
@@ -217,6 +224,8 @@ fn some_messages() -> Vec<Vec<u8>> {
         ClientMessage::KeysRequest(KeysRequest { names: vec![alice(), alice()] }),
         ClientMessage::Grant(Grant { peer: alice(), transfer: Fixed([1; 16]), count: 5 }),
         ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope: envelope.clone() })),
+        ClientMessage::MailRequest(MailRequest { keys: vec![Fingerprint([1; 32])] }),
+        ClientMessage::MailDone(MailDone { numbers: vec![1, 2] }),
         ClientMessage::Logout,
     ];
     let presence = Presence { more: false, full: true, joined: vec![alice()], left: vec![] };
@@ -230,6 +239,7 @@ fn some_messages() -> Vec<Vec<u8>> {
         })),
         ServerMessage::Sent(sent),
         ServerMessage::Lost(Lost { id: 1, name: alice() }),
+        ServerMessage::Mail(mail),
         ServerMessage::Error(failure),
         ServerMessage::Ack(Received { received: 3 }),
     ];

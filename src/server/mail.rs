@@ -1,0 +1,78 @@
+//! Requests about mail: mailbox keys, messages for absent users, and their delivery at the next login.
+//!
+//! Invariant: all of them read or write the disk, so they are handled before the sender's `inbound` is locked, and each
+//! may be handled twice, if the connection is taken over meanwhile. A user's own mailbox is the one of the session.
+
+use super::quotas;
+use super::routing;
+use super::session::Session;
+use super::shared::Shared;
+use super::store::mail::Outcome;
+use crate::auth;
+use crate::clock;
+use crate::protocol::{
+    EncryptedMessage, EncryptedSend, ErrorCode, Failure, MAX_MAILBOX_KEYS, MailRequest, MailboxCertificate,
+    Sent, ServerMessage,
+};
+use std::ptr;
+
+/// Takes a new mailbox key. The answer is `mailbox_set`, `bad_mailbox`, `no_mail` or `server_error`. PROTOCOL#mailbox-key.
+pub fn set(shared: &Shared, session: &Session, certificate: &MailboxCertificate) -> ServerMessage {
+    let (mail, name, now) = (&shared.store.mail, &session.name, clock::now_ms());
+    let refuse = |newest: u64, text: &str| {
+        ServerMessage::Error(Failure { newest: Some(newest), ..Failure::new(ErrorCode::BadMailbox, text) })
+    };
+    if mail.limits.bytes == 0 {
+        let text = "this server keeps no messages for absent users";
+        return ServerMessage::error(ErrorCode::NoMail, text);
+    }
+    if let Err(failure) = auth::check_offered(&certificate.mailbox_key, certificate.created, now) {
+        return refuse(mail.newest(name), &failure.message);
+    }
+    if certificate.verify(name, &session.identity(), now).is_err() {
+        return refuse(mail.newest(name), "the mailbox key is not certified by your identity key");
+    }
+    // A session that has ended must not replace the key of a later one, or leave one to a removed account.
+    let is_current = || shared.registry.get(name).is_some_and(|current| ptr::eq(&*current, session));
+    match mail.set(name, certificate, is_current) {
+        Ok(Ok(())) => ServerMessage::MailboxSet,
+        Ok(Err(newest)) => refuse(newest, "the mailbox key is not newer than the one in use"),
+        Err(_) => ServerMessage::error(ErrorCode::ServerError, "the server cannot store the mailbox key now"),
+    }
+}
+
+/// Keeps a private or room message that is sealed for its recipient's mailbox key; the answer is `sent`, or an `error`
+/// with the request's `id`. `None` for any other envelope, or a wrong one. PROTOCOL#keeping, PROTOCOL#outcome.
+pub fn keep(shared: &Shared, sender: &Session, send: &mut EncryptedSend) -> Option<ServerMessage> {
+    let (mail, id) = (&shared.store.mail, send.routing.id);
+    let to = send.envelope.header.recipient.clone().filter(|_| send.envelope.is_direct_message())?;
+    let current = mail.key(&to)?;
+    let key = send.routing.keys.get(&to).filter(|key| key.id() == current)?.clone();
+    routing::check(sender, send).ok()?;
+    let message = Box::new(EncryptedMessage { envelope: send.envelope.clone(), key });
+    let mut sent = Sent { id, ..Sent::default() };
+    let names = match mail.keep(message, || shared.registry.get(&to).is_none()) {
+        Ok(Outcome::Kept) => &mut sent.kept,
+        Ok(Outcome::Stale) => &mut sent.stale,
+        Ok(Outcome::Full) => {
+            quotas::count(&shared.quotas.busy);
+            &mut sent.busy
+        }
+        Err(_) => {
+            let text = "the server cannot keep messages now: tell its operator";
+            let failure = Failure::new(ErrorCode::ServerError, text);
+            return Some(ServerMessage::Error(Failure { id: Some(id), ..failure }));
+        }
+    };
+    names.push(to);
+    Some(ServerMessage::Sent(sent))
+}
+
+/// The mail that waits for these keys. PROTOCOL#fetching.
+pub fn fetch(shared: &Shared, session: &Session, request: &MailRequest) -> ServerMessage {
+    if request.keys.len() > MAX_MAILBOX_KEYS {
+        return ServerMessage::error(ErrorCode::Malformed, "at most 64 keys a request");
+    }
+    let keys: Vec<_> = request.keys.iter().map(|key| key.key_id()).collect();
+    ServerMessage::Mail(shared.store.mail.fetch(&session.name, &keys))
+}
