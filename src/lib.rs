@@ -48,8 +48,8 @@
 //!
 //! # Files on disk
 //!
-//! Messages are not stored, unless the user asks for it: then [`history`](client::store::history) seals what the
-//! session shows. Every list, on both sides, is a file of [`records`], which erases nothing that it cannot read.
+//! A message is stored in two cases: for an absent user, sealed, by the [server](server::store::mail); and if the user
+//! asks for it, when [`history`](client::store::history) seals what the session shows. Every list, on both sides, is a file of [`records`], which erases nothing that it cannot read.
 //!
 //! # Invariants
 //!

@@ -199,6 +199,11 @@ def vectors_keys_and_login(v):
     for at, good in ((-2 * m.HOUR, True), (26 * m.HOUR, True), (-2 * m.HOUR - 1, False), (26 * m.HOUR + 1, False)):
         act = lambda: m.check_certificate(identity.public, x["owner"], session, x["created"], unhex(x["signature"]), x["created"] + at)
         act() if good else refused("certificate", act)
+    y = v["mailbox_certificate"]
+    check(m.certificate_text(y["owner"], session, y["created"], "mailbox").hex() == y["signed"], "what a mailbox certificate signs")
+    for of, kind, at, good in ((y, "mailbox", 30 * 24 * m.HOUR, True), (y, "mailbox", 30 * 24 * m.HOUR + 1, False), (x, "mailbox", 0, False), (y, "session", 0, False)):
+        act = lambda: m.check_certificate(identity.public, y["owner"], session, y["created"], unhex(of["signature"]), y["created"] + at, kind)
+        act() if good else refused("certificate", act)
     for x in v["logins"]:
         register, challenge, response = (m.parse(x[key].encode()) for key in ("register", "challenge", "response"))
         key = m.password_key(x["password"], m.binary(challenge, "salt", 32), challenge["rounds"])

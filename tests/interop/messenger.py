@@ -244,16 +244,19 @@ class PrivateKey:
 
 # ---------------------------------------------------------------- PROTOCOL: Keys
 
-def certificate_text(name, session, created):
-    return fields("session certificate", name, session.der, created)
+LIFETIME = {"session": 26 * HOUR, "mailbox": 30 * 24 * HOUR}         # how long a certificate of each kind is valid
 
 
-def check_certificate(identity, name, session, created, certificate, at=None):
-    """Checks a certificate: signed by the identity key, valid from 2 hours before `created` to 26 hours after."""
+def certificate_text(name, key, created, kind="session"):
+    return fields(kind + " certificate", name, key.der, created)
+
+
+def check_certificate(identity, name, key, created, certificate, at=None, kind="session"):
+    """Checks a certificate: signed by the identity key, valid from 2 hours before `created` to its lifetime after."""
     at = now() if at is None else at
-    if not created - 2 * HOUR <= at <= created + 26 * HOUR:
+    if not created - 2 * HOUR <= at <= created + LIFETIME[kind]:
         raise Refused("certificate", "not valid now")
-    if not identity.verify(certificate_text(name, session, created), certificate):
+    if not identity.verify(certificate_text(name, key, created, kind), certificate):
         raise Refused("certificate", "invalid signature")
 
 
@@ -1243,7 +1246,7 @@ class Client:
 
     def _on_sent(self, message):
         job, targets = self._due.pop(number(message, "id"), (None, ()))
-        fates = [(name, fate) for fate in ("delivered", "offline", "stale", "busy") for name in names(message, fate)]
+        fates = [(name, fate) for fate in ("delivered", "kept", "offline", "stale", "busy") for name in names(message, fate)]
         if job is None or sorted(name for name, _ in fates) != sorted(targets):
             raise Refused("malformed", "an answer that matches no message")
         stale = [name for name, fate in fates if fate == "stale" and job.tries < 3]

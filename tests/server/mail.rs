@@ -171,7 +171,7 @@ fn server_without_mail_takes_no_key_and_hands_out_what_waits() {
 fn full_disk_refuses_messages_until_there_is_room() {
     let server = Server::start();
     let carol = server.absent("carol");
-    let (mut alice, from) = server.present("alice");
+    let ((mut alice, from), (mut dave, himself)) = (server.present("alice"), server.present("dave"));
     let letter = |number| from.mail_for("carol", mailbox_key().public(), number, "text");
     assert_eq!(alice.outcome(&letter(1)), "kept");
     // A limit on the file size plays the full disk.
@@ -180,7 +180,6 @@ fn full_disk_refuses_messages_until_there_is_room() {
     }
     assert_eq!(alice.outcome(&letter(2)), "server_error");
     assert!(limit_files(server.child.id(), "500"));
-    let (mut dave, himself) = server.present("dave");
     assert_eq!(dave.set_mailbox(&himself.mailbox(clock::now_ms())), "server_error");
     assert!(limit_files(server.child.id(), "unlimited"));
     assert_eq!(alice.outcome(&letter(3)), "kept");
@@ -200,11 +199,10 @@ fn removed_account_loses_the_mail_to_and_from_it() {
     let (carol, dave) = (server.absent("carol"), server.absent("dave"));
     let ((mut alice, from), (mut bob, other)) = (server.present("alice"), server.present("bob"));
     let key = mailbox_key().public();
-    for (raw, person, to) in
-        [(&mut alice, &from, "carol"), (&mut alice, &from, "dave"), (&mut bob, &other, "dave")]
-    {
-        assert_eq!(raw.outcome(&person.mail_for(to, key, 1, "text")), "kept");
+    for to in ["carol", "dave"] {
+        assert_eq!(alice.outcome(&from.mail_for(to, key, 1, "text")), "kept");
     }
+    assert_eq!(bob.outcome(&other.mail_for("dave", key, 1, "text")), "kept");
     let remove = |home: &Folder, name: &str| user(home, &["remove", name]);
     let (status, said) = remove(&server.home, "alice");
     assert!(status == 0 && said.contains("; 2 messages to and from it are deleted"), "{said}");
@@ -233,14 +231,16 @@ fn check_and_status_report_what_waits_and_what_is_damaged() {
         let letter = from.mail_for("carol", mailbox_key().public(), number, "text");
         assert_eq!(alice.outcome(&letter), "kept");
     }
+    let mut paths = files(&server.data("mail/carol"));
+    paths.retain(|path| path.display().to_string().ends_with("-alice"));
+    paths.sort();
+    let kib = paths.iter().map(|path| fs::metadata(path).expect("there").len()).sum::<u64>() / 1024;
     server.signal("-USR1");
     let line = server.output.expect("status: ");
-    assert!(line.contains(" mail=3 mail_kib=6 "), "{line}");
+    assert!(line.contains(&format!(" mail=3 mail_kib={kib} ")), "{line}");
     let (status, text) = check(&server.home);
-    assert!(status == 0 && text.contains("3 messages wait for absent users (6 KiB)"), "{text}");
-    assert!(!text.contains("WARNING"), "{text}");
-    let mut paths = files(&server.data("mail/carol"));
-    paths.sort();
+    let waiting = format!("3 messages wait for absent users ({kib} KiB)");
+    assert!(status == 0 && text.contains(&waiting) && !text.contains("WARNING"), "{text}");
     fs::write(&paths[0], "{\"type\":").expect("a disk");
     let (status, text) = check(&server.home);
     assert!(

@@ -17,7 +17,8 @@ use secure_messenger::crypto::keys::{IdentityKey, SessionKey};
 use secure_messenger::crypto::label;
 use secure_messenger::crypto::primitives::{self, sha256};
 use secure_messenger::crypto::public::{
-    Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey, WRAPPED_BYTES, safety_number,
+    Fingerprint, IdentityPublicKey, MailboxCertificate, SessionCertificate, SessionPublicKey, WRAPPED_BYTES,
+    safety_number,
 };
 use secure_messenger::crypto::secret::{Key, Password};
 use secure_messenger::crypto::{CryptoError, Fields};
@@ -44,6 +45,7 @@ struct Vectors {
     key_file: KeyFileVector,
     history: HistoryVector,
     certificate: CertificateVector,
+    mailbox_certificate: CertificateVector,
     logins: Vec<LoginVector>,
     password_changes: Vec<PasswordChangeVector>,
     resumptions: Vec<ResumptionVector>,
@@ -570,6 +572,47 @@ fn session_certificate_is_valid_from_minus_2_to_26_hours() {
     }
     for now in [0, created - 2 * hour - 1, created + 26 * hour + 1, u64::MAX] {
         assert_eq!(verdict(now), Err(CryptoError::StaleCertificate));
+    }
+}
+
+/// PROTOCOL#mailbox-certificate, PROTOCOL#labels.
+#[test]
+fn mailbox_certificate_of_another_implementation_verifies() {
+    let v = vectors();
+    let CertificateVector { owner, created, signed, signature } = &v.mailbox_certificate;
+    let (owner, identity, created) = (name(owner), v.identity_public(), *created);
+    let mailbox_key = Bytes(v.session_public().spki());
+    let certificate = MailboxCertificate { mailbox_key, created, certificate: Fixed(fixed(signature)) };
+    let verdict = |certificate: &MailboxCertificate, owner: &Username, now: u64| {
+        certificate.verify(owner, &identity, now).map(|key| key.fingerprint())
+    };
+    let key = v.session_public().fingerprint();
+    assert_eq!((verdict(&certificate, &owner, created), certificate.key_id()), (Ok(key), key.key_id()));
+    let ours = v.identity().certify_mailbox(&owner, &v.session(), created);
+    assert_eq!(identity.verify(&unhex(signed), &ours.certificate.0), Ok(()), "we sign the same bytes");
+    let bad = Err(CryptoError::BadSignature);
+    for flipped in flips(&certificate.certificate.0) {
+        let flipped = MailboxCertificate { certificate: Fixed(flipped), ..certificate.clone() };
+        assert_eq!(verdict(&flipped, &owner, created), bad);
+    }
+    assert_eq!(verdict(&certificate, &name("alicf"), created), bad);
+    let other = MailboxCertificate { created: created ^ 1, ..certificate.clone() };
+    assert_eq!(verdict(&other, &owner, created), bad);
+    // Neither certificate serves as the other.
+    let session = v.certificate();
+    let of_session = MailboxCertificate { certificate: session.certificate, ..certificate.clone() };
+    assert_eq!(verdict(&of_session, &owner, created), bad);
+    let of_mailbox = SessionCertificate { certificate: certificate.certificate, ..session };
+    assert_eq!(of_mailbox.verify(&owner, &identity, created).err(), Some(CryptoError::BadSignature));
+    let hour = 3_600_000;
+    for (now, valid) in [
+        (created - 2 * hour, true),
+        (created + 30 * 24 * hour, true),
+        (created - 2 * hour - 1, false),
+        (created + 30 * 24 * hour + 1, false),
+    ] {
+        let expected = if valid { Ok(key) } else { Err(CryptoError::StaleCertificate) };
+        assert_eq!(verdict(&certificate, &owner, now), expected);
     }
 }
 

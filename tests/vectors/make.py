@@ -297,13 +297,13 @@ def history_vector(owner, server, messages):
     return {"owner": owner, "server": server, "key": key.hex(), "file": file, "text": lines}
 
 
-def certificate(owner, created):
-    signed = fields(label("session certificate"), owner, spki(SESSION), created)
+def certificate(owner, created, what="session"):
+    signed = fields(label(what + " certificate"), owner, spki(SESSION), created)
     return signed, sign(IDENTITY, signed, stream("certificate"))
 
 
-def certificate_vector(owner, created):
-    signed, signature = certificate(owner, created)
+def certificate_vector(owner, created, what="session"):
+    signed, signature = certificate(owner, created, what)
     return {"owner": owner, "created": created, "signed": signed.hex(), "signature": signature.hex()}
 
 
@@ -623,6 +623,7 @@ def main():
             ],
         ),
         "certificate": certificate_vector("alice", 1_800_000_000_000),
+        "mailbox_certificate": certificate_vector("alice", 1_800_000_000_000, "mailbox"),
         "logins": [
             login_vector("alice", "correct horse", stream("exporter")(32), 1_800_000_000_000),
             login_vector("alice", "correct horse", b"", 1_800_000_000_000),

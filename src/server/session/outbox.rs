@@ -1,15 +1,15 @@
 //! The exchange of a session with its client: the frames that it sends ([`io`](super::io)), and the frames that it
 //! receives.
 //!
-//! LOCK ORDER: `inbound` → what a session has granted → the registry's changes → its sessions → a session's keys and
-//! tokens (a former session's first) → `io` → leaves (TLS, quotas, rates, connection limits, the flusher's lists,
-//! farewells, accounts, the audit log). Two `io` or two `inbound` are never held together. Eight sentences say why this
-//! is enough:
+//! LOCK ORDER: a user's mailbox (held across the disk, by a thread that holds no other lock) → the registry's sessions.
+//! `inbound` → what a session has granted → the registry's changes → its sessions → a session's keys and tokens (a
+//! former session's first) → `io` → leaves (TLS, quotas, rates, connection limits, the flusher's lists, farewells,
+//! accounts, the index of all mailboxes, the audit log). Two `io` or two `inbound` are never held together. Eight
+//! sentences say why this is enough:
 //!
 //! 1. A client's frame is counted and handled together, under `inbound`, if its link serves the session when `inbound`
-//!    is taken. Nothing waits there, for a client or the disk (what is read from disk is read before), so a resumption
-//!    gets
-//!    `inbound` soon after it has cut the link.
+//!    is taken. Nothing waits there, for a client or the disk (a message that uses the disk does so before), so a
+//!    resumption gets `inbound` soon after it has cut the link.
 //! 2. The holder of the *baton* (`Io::writing`) alone encrypts for its link; baton and link change together, under
 //!    `io`.
 //! 3. After every write the holder checks whether its link is still the current one; if not, it touches nothing

@@ -7,7 +7,7 @@
 //! Invariants: a message stays until its recipient has confirmed it, its days are over, or an account is removed. A file
 //! that cannot be read is set aside and reported, never erased. A mailbox's lock makes one step of "is the user absent",
 //! "is this the key in use" and the write of a message: it alone is held across the disk, and a thread takes it while it
-//! holds no other lock. `boxes` and `usage` are leaves. Format: README#server-files. Specification: PROTOCOL#keeping.
+//! holds no other lock. `boxes` and `usage` are leaves. Format: README#server-mail. Specification: PROTOCOL#keeping.
 
 use super::audit::Audit;
 use super::files::Notices;
