@@ -248,18 +248,6 @@ pub fn copy_aside(path: &Path) -> io::Result<PathBuf> {
     set_aside(&disk::open(path)?, path, 0)
 }
 
-/// Renames a file or folder to a new name beside it, and returns that.
-///
-/// # Errors
-/// With the path in the text.
-pub fn move_aside(path: &Path) -> io::Result<PathBuf> {
-    let aside = create_aside(path)?.0;
-    // A folder replaces no file.
-    std::fs::remove_file(&aside).and_then(|()| std::fs::rename(path, &aside)).map_err(disk::at(path))?;
-    disk::sync_parent(path)?;
-    Ok(aside)
-}
-
 /// The files that contain what was set aside from `path`.
 pub fn asides(path: &Path) -> Vec<PathBuf> {
     let begin = format!("{}{SET_ASIDE}", path.file_name().unwrap_or_default().to_string_lossy());

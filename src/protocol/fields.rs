@@ -196,17 +196,10 @@ impl PersonKeys {
         }
     }
 
-    /// Keys of an offline user with a mailbox.
-    pub fn with_mailbox(self, mailbox: MailboxCertificate) -> PersonKeys {
-        let MailboxCertificate { mailbox_key, created, certificate } = mailbox;
-        let (mailbox_key, created) = (Some(mailbox_key), Some(created));
-        PersonKeys { mailbox_key, created, certificate: Some(certificate), ..self }
-    }
-
-    /// The certified mailbox key; `None` for a user who is online or has none.
-    pub fn mailbox(&self) -> Option<MailboxCertificate> {
-        let (mailbox_key, created) = (self.mailbox_key.clone()?, self.created?);
-        Some(MailboxCertificate { mailbox_key, created, certificate: self.certificate? })
+    /// Keys of an offline user with this mailbox key.
+    pub fn with_mailbox(self, mailbox: &MailboxCertificate) -> PersonKeys {
+        let (mailbox_key, created) = (Some(mailbox.mailbox_key.clone()), Some(mailbox.created));
+        PersonKeys { mailbox_key, created, certificate: Some(mailbox.certificate), ..self }
     }
 }
 
@@ -283,8 +276,8 @@ pub struct Mail {
     pub more: bool,
     /// The number of messages that wait for other keys.
     pub other: u64,
-    /// When the last of those is deleted, in milliseconds since 1970, by the server's clock; `None` if there are none.
-    pub until: Option<u64>,
+    /// When the last of those is deleted, in milliseconds since 1970, by the server's clock; 0 if there are none.
+    pub until: u64,
 }
 
 /// A message that was kept.

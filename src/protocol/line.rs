@@ -167,47 +167,38 @@ impl Members for Box<EncryptedMessage> {
     }
 }
 
-/// What a `mail` contains beside the messages.
-#[derive(Serialize, Deserialize)]
-struct Rest {
+/// The members of a `mail`.
+#[derive(Deserialize)]
+struct MailForm {
+    mail: Vec<KeptForm>,
     more: bool,
     other: u64,
-    until: Option<u64>,
-}
-
-impl Joined for Rest {
-    const MEMBERS: &[&str] = &["more", "other", "until"];
+    until: u64,
 }
 
 #[derive(Deserialize)]
-struct Items {
-    mail: Vec<Item>,
-}
-
-#[derive(Deserialize)]
-struct Item {
+struct KeptForm {
     number: u64,
     message: WithEnvelope<OwnKey>,
 }
 
 impl Members for Mail {
     fn read(text: &str) -> Result<Self, DecodeError> {
-        let (rest, items) = parse::<Both<Rest, Items>>(text)?.parts().ok_or(DecodeError::Malformed)?;
-        let kept = |Item { number, message }| {
+        let MailForm { mail, more, other, until } = parse(text)?;
+        let kept = |KeptForm { number, message }| {
             let (OwnKey { key }, envelope) = apart(message)?;
             Ok(Kept { number, message: Box::new(EncryptedMessage { envelope, key }) })
         };
-        let mail = items.mail.into_iter().map(kept).collect::<Result<_, _>>()?;
-        let Rest { more, other, until } = rest;
+        let mail = mail.into_iter().map(kept).collect::<Result<_, _>>()?;
         Ok(Mail { mail, more, other, until })
     }
 
     fn write(&self) -> String {
-        let item = |Kept { number, message }: &Kept| {
+        let Mail { mail, more, other, until } = self;
+        let kept = |Kept { number, message }: &Kept| {
             format!("{{\"number\":{number},\"message\":{{{}}}}}", message.write())
         };
-        let items: Vec<_> = self.mail.iter().map(item).collect();
-        let Mail { more, other, until, .. } = *self;
-        format!("\"mail\":[{}],{}", items.join(","), members(&Rest { more, other, until }))
+        let mail = mail.iter().map(kept).collect::<Vec<_>>().join(",");
+        format!("\"mail\":[{mail}],\"more\":{more},\"other\":{other},\"until\":{until}")
     }
 }

@@ -85,9 +85,6 @@ pub struct Limits {
     pub mail: MailLimits,
 }
 
-/// The smallest limit of a mailbox, in bytes: an eighth of it holds the longest message.
-pub const MIN_MAIL: usize = 384 * 1024;
-
 /// The limits of messages that wait for absent users. PROTOCOL#mail-limits.
 #[derive(Debug, Clone)]
 pub struct MailLimits {
@@ -99,20 +96,19 @@ pub struct MailLimits {
     pub total: u64,
     /// Messages for one recipient.
     pub messages: usize,
-    /// How long a message waits.
-    pub time: Duration,
+    /// Days that a message waits.
+    pub days: u64,
 }
 
 impl Default for MailLimits {
     fn default() -> Self {
         let mib = 1024 * 1024;
-        let time = DAY * 30;
-        MailLimits { bytes: mib, sender: 4 * mib, total: 1024 * mib, messages: 1000, time }
+        MailLimits { bytes: mib, sender: 4 * mib, total: 1024 * mib, messages: 1000, days: 30 }
     }
 }
 
-/// 24 hours.
-pub const DAY: Duration = Duration::from_secs(24 * 3600);
+/// 24 hours, in milliseconds.
+pub const DAY: u64 = 24 * 3_600_000;
 
 impl Limits {
     /// Defaults that the machine's limits on descriptors and memory mappings (`vm.max_map_count`) allow.
@@ -165,6 +161,12 @@ mod tests {
             format!("`--grace SECONDS` | {} |", usual.grace.as_secs()),
             format!("`--rate N` | {} |", usual.rate),
             format!("`--registrations N` | {} |", usual.registrations),
+            format!("`--mail KIB` | {} |", usual.mail.bytes / 1024),
+            format!("`--mail-sender KIB` | {} |", usual.mail.sender / 1024),
+            format!("`--mail-total MIB` | {} |", usual.mail.total / 1024 / 1024),
+            format!("`--mail-messages N` | {} |", usual.mail.messages),
+            format!("`--mail-days N` | {} |", usual.mail.days),
+            format!("after a number of days, {} by default", usual.mail.days),
         ] {
             assert!(documents.contains(&promise), "{promise}");
         }

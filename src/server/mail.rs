@@ -16,29 +16,32 @@ use crate::protocol::{
 };
 use std::ptr;
 
-/// Takes a new mailbox key. The answer is `mailbox_set`, `bad_mailbox`, `no_mail` or `server_error`. PROTOCOL#mailbox-key.
+/// Takes a new mailbox key. The answer is `mailbox_set`, `bad_mailbox`, `no_mail` or `server_error`.
+/// PROTOCOL#mailbox-key.
 pub fn set(shared: &Shared, session: &Session, certificate: &MailboxCertificate) -> ServerMessage {
     let (mail, name, now) = (&shared.store.mail, &session.name, clock::now_ms());
-    let refuse = |newest: u64, text: &str| {
-        ServerMessage::Error(Failure { newest: Some(newest), ..Failure::new(ErrorCode::BadMailbox, text) })
-    };
     if mail.limits.bytes == 0 {
-        let text = "this server keeps no messages for absent users";
-        return ServerMessage::error(ErrorCode::NoMail, text);
-    }
-    if let Err(failure) = auth::check_offered(&certificate.mailbox_key, certificate.created, now) {
-        return refuse(mail.newest(name), &failure.message);
-    }
-    if certificate.verify(name, &session.identity(), now).is_err() {
-        return refuse(mail.newest(name), "the mailbox key is not certified by your identity key");
+        return ServerMessage::error(ErrorCode::NoMail, "this server keeps no messages for absent users");
     }
     // A session that has ended must not replace the key of a later one, or leave one to a removed account.
     let is_current = || shared.registry.get(name).is_some_and(|current| ptr::eq(&*current, session));
-    match mail.set(name, certificate, is_current) {
-        Ok(Ok(())) => ServerMessage::MailboxSet,
-        Ok(Err(newest)) => refuse(newest, "the mailbox key is not newer than the one in use"),
-        Err(_) => ServerMessage::error(ErrorCode::ServerError, "the server cannot store the mailbox key now"),
-    }
+    let offered = auth::check_offered(&certificate.mailbox_key, certificate.created, now);
+    let refusal = match offered {
+        Err(failure) => failure.message,
+        Ok(()) if certificate.verify(name, &session.identity(), now).is_err() => {
+            "the mailbox key is not certified by your identity key".into()
+        }
+        Ok(()) => match mail.set(name, certificate, is_current) {
+            Ok(true) => return ServerMessage::MailboxSet,
+            Ok(false) => "the mailbox key is not newer than the one in use".into(),
+            Err(_) => {
+                let text = "the server cannot store the mailbox key now: tell its operator";
+                return ServerMessage::error(ErrorCode::ServerError, text);
+            }
+        },
+    };
+    let newest = Some(mail.newest(name));
+    ServerMessage::Error(Failure { newest, ..Failure::new(ErrorCode::BadMailbox, refusal) })
 }
 
 /// Keeps a private or room message that is sealed for its recipient's mailbox key; the answer is `sent`, or an `error`
@@ -46,12 +49,12 @@ pub fn set(shared: &Shared, session: &Session, certificate: &MailboxCertificate)
 pub fn keep(shared: &Shared, sender: &Session, send: &mut EncryptedSend) -> Option<ServerMessage> {
     let (mail, id) = (&shared.store.mail, send.routing.id);
     let to = send.envelope.header.recipient.clone().filter(|_| send.envelope.is_direct_message())?;
-    let current = mail.key(&to)?;
+    let (current, _) = mail.key(&to)?;
     let key = send.routing.keys.get(&to).filter(|key| key.id() == current)?.clone();
     routing::check(sender, send).ok()?;
     let message = Box::new(EncryptedMessage { envelope: send.envelope.clone(), key });
     let mut sent = Sent { id, ..Sent::default() };
-    let names = match mail.keep(message, || shared.registry.get(&to).is_none()) {
+    let names = match mail.keep(&to, message, || shared.registry.get(&to).is_none()) {
         Ok(Outcome::Kept) => &mut sent.kept,
         Ok(Outcome::Stale) => &mut sent.stale,
         Ok(Outcome::Full) => {

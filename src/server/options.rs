@@ -1,6 +1,6 @@
 //! The server's command line.
 
-use super::limits::{DAY, Limits, MIN_MAIL, MIN_OUTBOX};
+use super::limits::{Limits, MIN_OUTBOX};
 use crate::cli::Arguments;
 use crate::disk;
 use crate::name::Username;
@@ -161,11 +161,11 @@ fn parse_all(arguments: &mut Arguments, action: Option<Action>, defaults: Limits
             "--outbox" => limits.outbox = number(MIN_OUTBOX / 1024, usize::MAX / 1024)? * 1024,
             "--grace" => limits.grace = Duration::from_secs(number(1, 3600)? as u64),
             "--rate" => limits.rate = number(1, u32::MAX as usize)? as u32,
-            "--mail" => limits.mail.bytes = mail_bytes(number(0, usize::MAX / 1024)?)?,
-            "--mail-sender" => limits.mail.sender = number(MIN_MAIL / 8192, usize::MAX / 1024)? as u64 * 1024,
+            "--mail" => limits.mail.bytes = number(0, usize::MAX / 1024)? as u64 * 1024,
+            "--mail-sender" => limits.mail.sender = number(1, usize::MAX / 1024)? as u64 * 1024,
             "--mail-total" => limits.mail.total = number(1, usize::MAX >> 20)? as u64 * 1024 * 1024,
             "--mail-messages" => limits.mail.messages = number(1, usize::MAX)?,
-            "--mail-days" => limits.mail.time = DAY * number(1, 365)? as u32,
+            "--mail-days" => limits.mail.days = number(1, 365)? as u64,
             "--registrations" => limits.registrations = number(1, u32::MAX as usize)? as u32,
             "--help" | "-h" => return Ok(Request::Help),
             "--version" | "-V" => return Ok(Request::Version),
@@ -186,13 +186,6 @@ fn parse_all(arguments: &mut Arguments, action: Option<Action>, defaults: Limits
     }
     limits.per_address = per_address.unwrap_or(Limits::share(clients));
     Ok(if check { Request::Check(options) } else { Request::Run(options) })
-}
-
-/// The limit of a mailbox, which must hold the longest message or nothing.
-fn mail_bytes(kib: usize) -> Result<u64, String> {
-    let least = MIN_MAIL / 1024;
-    let is_valid = kib == 0 || kib >= least;
-    is_valid.then_some(kib as u64 * 1024).ok_or(format!("--mail takes 0 or a number from {least}, not {kib}"))
 }
 
 /// Parses the words after `user` up to the first option.
@@ -231,11 +224,11 @@ mod tests {
              --mail 500 --mail-sender 600 --mail-total 700 --mail-messages 12 --mail-days 13",
         );
         let Limits { room, clients, per_address, waiting, outbox, rate, registrations, grace, mail } = asked;
-        let MailLimits { bytes, sender, total, messages, time } = mail;
+        let MailLimits { bytes, sender, total, messages, days } = mail;
         assert_eq!((room, clients, per_address, waiting), (1000, 90, 7, 8));
         assert_eq!((outbox, rate, registrations, grace.as_secs()), (400 * 1024, 9, 10, 11));
         assert_eq!((bytes, sender, total), (500 * 1024, 600 * 1024, 700 * 1024 * 1024));
-        assert_eq!((messages, time), (12, DAY * 13));
+        assert_eq!((messages, days), (12, 13));
         // Half of the given clients, not of the possible ones.
         assert_eq!((limits("").per_address, limits("--clients 90").per_address), (375, 45));
     }
@@ -245,14 +238,14 @@ mod tests {
         assert_eq!(limits("--outbox 384").outbox, MIN_OUTBOX);
         assert_eq!(limits("--clients 750 --waiting 250").clients, 750);
         assert_eq!(limits("--grace 4000").grace.as_secs(), 3600, "an hour at most");
-        assert_eq!((limits("--mail 0").mail.bytes, limits("--mail 384").mail.bytes), (0, MIN_MAIL as u64));
+        assert_eq!(limits("--mail 0 --mail-days 9999").mail.bytes, 0);
         let huge = u64::from(u32::MAX) + 1;
         assert_eq!(limits(&format!("--rate {huge} --registrations {huge}")).rate, u32::MAX);
         assert_eq!(limits(&format!("--registrations {huge}")).registrations, u32::MAX);
         for (line, part) in [
             ("--outbox 383", "from 384"),
-            ("--mail 383", "from 384"),
-            ("--mail-sender 47", "from 48"),
+            ("--mail x", "a number from 0, not x"),
+            ("--mail-sender 0", "from 1"),
             ("--mail-messages 0", "from 1"),
             ("--clients 751 --waiting 250", "751"),
             ("--clients 750 --waiting 251", "251"),

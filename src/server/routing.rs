@@ -163,9 +163,8 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
         match stored {
             Some(Ok(identity)) => {
                 let keys = PersonKeys::new(name.clone(), identity.spki(), None);
-                let mailbox = shared.store.mail.certificate(name);
-                answer.keys.push(match mailbox {
-                    Some(certificate) => keys.with_mailbox(certificate),
+                answer.keys.push(match shared.store.mail.key(name) {
+                    Some((_, certificate)) => keys.with_mailbox(&certificate),
                     None => keys,
                 });
             }

@@ -1,6 +1,6 @@
 //! Mailbox keys, and messages that wait for absent users.
 
-use super::{Person, Raw, Server, header, name, private_to, send_to};
+use super::{Person, Raw, Server, header, private_to, send_to};
 use secure_messenger::clock;
 use secure_messenger::crypto::envelope::Sealed;
 use secure_messenger::crypto::keys::SessionKey;
@@ -123,11 +123,10 @@ impl Server {
     }
 }
 
-/// The certified mailbox key that a server shows for an absent user.
+/// The certified mailbox key that a server shows for an absent user; `None` for an online user.
 pub fn shown_mailbox(raw: &mut Raw, person: &Person) -> Option<MailboxCertificate> {
     let keys = raw.keys(&[person.name.as_str()]).keys.remove(0);
-    assert!(
-        keys.name == name(person.name.as_str()) && keys.session_key.is_none() != keys.mailbox_key.is_none()
-    );
-    keys.mailbox()
+    assert!(keys.session_key.is_none() != keys.mailbox_key.is_none(), "one of the two");
+    let (created, certificate) = (keys.created.expect("a time"), keys.certificate.expect("a certificate"));
+    keys.mailbox_key.map(|mailbox_key| MailboxCertificate { mailbox_key, created, certificate })
 }

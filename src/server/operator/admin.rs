@@ -109,7 +109,7 @@ fn perform(action: &Action, store: &Store, end: impl FnOnce(&Username) -> bool) 
     match action {
         Action::List => Err(io::Error::other("list reads users.json, and needs no server")),
         Action::Remove(name) => {
-            let (mut ended, mut mail) = ("", Ok(0));
+            let (mut ended, mut mail) = ("", 0);
             let removed = store.accounts.remove(name, || {
                 if end(name) {
                     ended = "; its session has ended";
@@ -119,12 +119,9 @@ fn perform(action: &Action, store: &Store, end: impl FnOnce(&Username) -> bool) 
             let identity = removed?.map(|identity| identity.to_string());
             let identity = identity.unwrap_or("it had a key file and no account".into());
             store.audit.log("removed", Some(name), None, &identity);
-            let mail = match mail {
-                Ok(0) => String::new(),
-                Ok(count) => format!("; {count} messages to and from it are deleted"),
-                Err(error) => format!("; its mail cannot be deleted: {error}"),
-            };
-            Ok(format!("{name} is removed: {identity}{ended}{mail}"))
+            Ok(format!(
+                "{name} is removed: {identity}{ended}; messages to and from it that are deleted: {mail}"
+            ))
         }
         Action::Unlock(name) => {
             store.lockout.unlock(name)?;

@@ -227,11 +227,6 @@ impl Accounts {
         }
     }
 
-    /// Whether an account or a key file has this name, in any letter case.
-    pub fn keeps(&self, name: &Username) -> bool {
-        lock(&self.by_name).contains_key(&name.folded())
-    }
-
     /// The number of accounts.
     pub fn count(&self) -> usize {
         lock(&self.by_name).values().filter_map(Place::entry).count()

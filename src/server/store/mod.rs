@@ -71,7 +71,7 @@ impl Store {
         };
         let audit = Arc::new(Audit::open(&folder.join("logs"))?);
         let lockout = Lockout::open(folder, notices)?;
-        let mail = Mail::open(folder, |name| accounts.keeps(name), audit.clone(), notices)?;
+        let mail = Mail::open(folder, audit.clone(), notices)?;
         for notice in notices.iter() {
             audit.log("storage_notice", None, None, notice);
         }

@@ -210,7 +210,7 @@ fn some_messages() -> Vec<Vec<u8>> {
         let message = EncryptedMessage { envelope: envelope.clone(), key: WrappedKey::new(&[9; 264]) };
         Kept { number, message: Box::new(message) }
     };
-    let mail = Mail { mail: vec![kept(1), kept(2)], more: true, other: 3, until: Some(4) };
+    let mail = Mail { mail: vec![kept(1), kept(2)], more: true, other: 3, until: 4 };
     let failure = Failure {
         code: "locked".into(),
         message: "\u{1}é\n".into(),
