@@ -101,7 +101,7 @@ pub(super) struct Login<'a> {
 }
 
 /// Why a login ends without a session: the final message, or `None` if the connection has failed.
-pub(super) struct Refusal(Option<ServerMessage>);
+pub(super) struct Refusal(Option<Box<ServerMessage>>);
 
 impl From<io::Error> for Refusal {
     fn from(_: io::Error) -> Self {
@@ -111,7 +111,7 @@ impl From<io::Error> for Refusal {
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
-        Refusal(Some(ServerMessage::Error(failure)))
+        Refusal(Some(ServerMessage::Error(failure).into()))
     }
 }
 
@@ -199,7 +199,7 @@ impl<'a> Login<'a> {
                 self.deadline = Instant::now() + limits::LOGIN;
             }
             self.lines_left -= 1;
-            match decoded.map_err(|error| Refusal(Some(not_a_message(error))))? {
+            match decoded.map_err(|error| Refusal(Some(not_a_message(error).into())))? {
                 ClientMessage::Ping => self.send(&ServerMessage::Pong)?,
                 ClientMessage::Pong => {}
                 ClientMessage::Logout => return Err(Refusal(None)),
@@ -369,7 +369,7 @@ impl<'a> Login<'a> {
             ClientMessage::ChallengeResponse(response) => response,
             ClientMessage::PasswordChange(change) => {
                 let changed = self.change_password(pending, seen.as_ref(), *change)?;
-                return Err(Refusal(Some(changed)));
+                return Err(Refusal(Some(changed.into())));
             }
             _ => return Err(refuse(ErrorCode::NotLoggedIn, "answer the challenge first")),
         };
@@ -543,8 +543,8 @@ mod tests {
     fn retry_after_is_long_enough() {
         let (shared, _folder) = shared(HOUR);
         let (login, _far) = connection(&shared);
-        let said = |refusal: Refusal| match refusal {
-            Refusal(Some(ServerMessage::Error(Failure { retry_after: Some(seconds), .. }))) => seconds,
+        let said = |refusal: Refusal| match *refusal.0.expect("a message") {
+            ServerMessage::Error(Failure { retry_after: Some(seconds), .. }) => seconds,
             _ => panic!("no time to wait"),
         };
         for (left, seconds) in [(1, 1), (999, 1), (1500, 2), (899_999, 900)] {
@@ -576,8 +576,8 @@ mod tests {
             let name = format!("name{n}").parse().expect("name");
             assert!(shared.store.lockout.count(&name, login.address()).is_ok());
         }
-        let code = |refusal: Refusal| match refusal {
-            Refusal(Some(ServerMessage::Error(failure))) => failure.code,
+        let code = |refusal: Refusal| match *refusal.0.expect("a message") {
+            ServerMessage::Error(failure) => failure.code,
             _ => panic!("not told"),
         };
         let no_key = || Bytes(Vec::new());
@@ -700,9 +700,8 @@ mod tests {
                     shared.registry.end(&alice, Condition::Always, None);
                 });
                 let request = ResumeRequest { version: VERSION, username: alice.name.clone() };
-                let Err(Refusal(Some(ServerMessage::Error(failure)))) = login.resume(request) else {
-                    panic!("it was let in")
-                };
+                let Err(Refusal(Some(message))) = login.resume(request) else { panic!("it was let in") };
+                let ServerMessage::Error(failure) = *message else { panic!("another message") };
                 assert_eq!(failure.code, code);
             });
         }
