@@ -265,6 +265,8 @@ pub struct Lost {
 pub struct MailRequest {
     /// The mailbox keys that the client can decrypt with: at most [`MAX_MAILBOX_KEYS`](super::MAX_MAILBOX_KEYS).
     pub keys: Vec<Fingerprint>,
+    /// Only messages with a higher number.
+    pub after: u64,
 }
 
 /// Server: the oldest messages that wait for the named keys.
@@ -272,7 +274,7 @@ pub struct Mail {
     /// In the order in which they were kept: at most [`MAX_MAIL`](super::MAX_MAIL), and at most
     /// [`MAX_MAIL_BYTES`](super::MAX_MAIL_BYTES) together.
     pub mail: Vec<Kept>,
-    /// More messages wait for these keys.
+    /// More messages wait for these keys, with higher numbers.
     pub more: bool,
     /// The number of messages that wait for other keys.
     pub other: u64,
@@ -282,7 +284,7 @@ pub struct Mail {
 
 /// A message that was kept.
 pub struct Kept {
-    /// Names the message in `mail_done`.
+    /// Names the message in `mail_done`; higher than those of the messages that were kept before it and still wait.
     pub number: u64,
     /// The message, as it was sent.
     pub message: Box<EncryptedMessage>,

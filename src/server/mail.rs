@@ -77,5 +77,5 @@ pub fn fetch(shared: &Shared, session: &Session, request: &MailRequest) -> Serve
         return ServerMessage::error(ErrorCode::Malformed, "at most 64 keys a request");
     }
     let keys: Vec<_> = request.keys.iter().map(|key| key.key_id()).collect();
-    ServerMessage::Mail(shared.store.mail.fetch(&session.name, &keys))
+    ServerMessage::Mail(shared.store.mail.fetch(&session.name, &keys, request.after))
 }

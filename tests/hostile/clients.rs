@@ -1151,7 +1151,10 @@ fn user_neither_reads_nor_deletes_another_user_s_mail() {
     assert!(mail.mail.is_empty() && !mail.more && mail.other == 0);
     let numbers = (0..100).chain([u64::MAX]).collect();
     mallory.say(&ClientMessage::MailDone(MailDone { numbers }));
-    mallory.say(&ClientMessage::MailRequest(MailRequest { keys: vec![mailbox_key().fingerprint(); 65] }));
+    mallory.say(&ClientMessage::MailRequest(MailRequest {
+        keys: vec![mailbox_key().fingerprint(); 65],
+        after: 0,
+    }));
     assert_eq!(mallory.error(), "malformed");
     assert!(mallory.is_usable());
     assert_eq!(server.returns(&carol).fetch().mail.len(), 1);

@@ -50,7 +50,7 @@ impl Raw {
 
     /// Requests the mail for these keys.
     pub fn fetch_for(&mut self, keys: &[Fingerprint]) -> Mail {
-        self.say(&ClientMessage::MailRequest(MailRequest { keys: keys.to_vec() }));
+        self.say(&ClientMessage::MailRequest(MailRequest { keys: keys.to_vec(), after: 0 }));
         match self.answer() {
             Some(ServerMessage::Mail(mail)) => mail,
             _ => panic!("no mail"),

@@ -1644,6 +1644,7 @@ fn list_with_a_double_of_a_known_name_is_refused() {
         name: carol(),
         identity: Bytes(spki),
         session_key: None,
+        mailbox_key: None,
         created: None,
         certificate: None,
     };

@@ -319,8 +319,8 @@ impl Mail {
         has_room
     }
 
-    /// The oldest messages of this user that wait for these keys. PROTOCOL#fetching.
-    pub fn fetch(&self, name: &Username, keys: &[KeyId]) -> protocol::Mail {
+    /// The oldest messages of this user after this number that wait for these keys. PROTOCOL#fetching.
+    pub fn fetch(&self, name: &Username, keys: &[KeyId], after: u64) -> protocol::Mail {
         let mut mail = protocol::Mail { mail: Vec::new(), more: false, other: 0, until: 0 };
         let Some(place) = self.place(name) else { return mail };
         let (folder, mut bytes) = (self.folder.join(name.as_str()), 0);
@@ -329,9 +329,9 @@ impl Mail {
             if !keys.contains(&one.key) {
                 mail.other += 1;
                 mail.until = mail.until.max(one.arrived.saturating_add(self.limits.days * DAY));
-            } else if mail.more || is_full {
+            } else if one.number > after && (mail.more || is_full) {
                 mail.more = true;
-            } else {
+            } else if one.number > after {
                 match one.read(&folder, name) {
                     Ok(message) => mail.mail.push(Kept { number: one.number, message }),
                     Err(error) => {
@@ -498,7 +498,7 @@ mod tests {
 
     /// The sequence numbers of the messages that wait for carol under this key.
     fn waiting(mail: &Mail, key: KeyId) -> Vec<u64> {
-        let fetched = mail.fetch(&name("carol"), &[key]);
+        let fetched = mail.fetch(&name("carol"), &[key], 0);
         fetched.mail.iter().map(|kept| kept.message.envelope.header.sequence).collect()
     }
 
@@ -525,7 +525,7 @@ mod tests {
         assert_eq!((mail.counts(), id(&mail)), ((count, bytes), Some(key)));
         assert_eq!((waiting(&mail, key), count), (vec![1, 2, 3], 3));
         let numbers: Vec<_> =
-            mail.fetch(&name("carol"), &[key]).mail.iter().map(|kept| kept.number).collect();
+            mail.fetch(&name("carol"), &[key], 0).mail.iter().map(|kept| kept.number).collect();
         // Another user's request deletes nothing.
         mail.done(&name("mallory"), &numbers);
         mail.done(&name("carol"), &[numbers[1], 99]);
@@ -545,13 +545,17 @@ mod tests {
         assert!(set(&mail, "carol", &second));
         let second = second.key_id();
         (0..18).for_each(|mark| assert_eq!(keep(&mail, "alice", second, mark), Outcome::Kept));
-        let fetch = |keys: &[KeyId]| mail.fetch(&name("carol"), keys);
+        let fetch = |keys: &[KeyId]| mail.fetch(&name("carol"), keys, 0);
         let batch = fetch(&[second]);
         assert_eq!((batch.mail.len(), batch.more, batch.other), (MAX_MAIL, true, 1));
         let now = clock::now_ms();
         let month = 30 * 24 * 3_600_000;
         assert!((now + month - 60_000..=now + month).contains(&batch.until));
         let numbers: Vec<_> = batch.mail.iter().map(|kept| kept.number).collect();
+        // A client goes on without confirming what it cannot show yet.
+        let next = mail.fetch(&name("carol"), &[second], numbers[15]);
+        assert_eq!((next.mail.len(), next.more, next.other), (2, false, 1));
+        assert_eq!(mail.fetch(&name("carol"), &[second, first], next.mail[1].number).mail.len(), 0);
         mail.done(&name("carol"), &numbers);
         let rest = fetch(&[second, first]);
         assert_eq!((rest.mail.len(), rest.more, rest.other, rest.until), (3, false, 0, 0));
@@ -761,7 +765,7 @@ mod tests {
         let late = format!("{:012}-{max}-{}-alice", 999_999_999_998u64, hex(&[0; 8]));
         fs::write(folder.0.join("mail/carol").join(late), &whole).expect("a disk");
         let mail = open(&folder);
-        assert_eq!((waiting(&mail, key), mail.fetch(&name("carol"), &[key]).until), (vec![1, 6], max));
+        assert_eq!((waiting(&mail, key), mail.fetch(&name("carol"), &[key], 0).until), (vec![1, 6], max));
         mail.expire(clock::now_ms());
         assert_eq!(keep(&mail, "alice", key, 7), Outcome::Kept);
     }

@@ -224,7 +224,7 @@ fn some_messages() -> Vec<Vec<u8>> {
         ClientMessage::KeysRequest(KeysRequest { names: vec![alice(), alice()] }),
         ClientMessage::Grant(Grant { peer: alice(), transfer: Fixed([1; 16]), count: 5 }),
         ClientMessage::EncryptedSend(Box::new(EncryptedSend { routing, envelope: envelope.clone() })),
-        ClientMessage::MailRequest(MailRequest { keys: vec![Fingerprint([1; 32])] }),
+        ClientMessage::MailRequest(MailRequest { keys: vec![Fingerprint([1; 32])], after: 7 }),
         ClientMessage::MailDone(MailDone { numbers: vec![1, 2] }),
         ClientMessage::Logout,
     ];
