@@ -28,6 +28,8 @@ usage: client [OPTION...]
                         other users must not be able to read
   --keep-history        keep messages on this disk, encrypted; weakens forward
                         secrecy: the disk and the password then reveal them
+  --no-mail             make no mailbox key: messages do not wait for you while you are
+                        away; what already waits is still delivered
   --no-mouse            leave the mouse to the terminal: the wheel does not scroll
   --plain               plain mode: lines in, lines out (the default without a terminal)
   --times               plain mode: each line begins with its time (RFC 3339, UTC)
@@ -64,6 +66,8 @@ pub struct Options {
     pub password_file: Option<PathBuf>,
     /// Keeps messages on disk (README#keeping-messages).
     pub keep_history: bool,
+    /// False with `--no-mail`: no mailbox key is made.
+    pub mail: bool,
     /// False with `--no-mouse`: the terminal handles the wheel.
     pub mouse: bool,
     /// Plain mode (README#plain-mode).
@@ -110,8 +114,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Strin
 }
 
 fn parse_all(arguments: &mut Arguments) -> Result<Request, String> {
-    let mut options =
-        Options { host: "localhost".into(), port: 1315, tls: true, mouse: true, ..Options::default() };
+    let mut options = Options {
+        host: "localhost".into(),
+        port: 1315,
+        tls: true,
+        mail: true,
+        mouse: true,
+        ..Options::default()
+    };
     while let Some(flag) = arguments.flag()? {
         match flag.as_str() {
             "--host" => options.host = host(&arguments.value::<String>(&flag)?)?,
@@ -132,6 +142,7 @@ fn parse_all(arguments: &mut Arguments) -> Result<Request, String> {
             "--register" => options.register = true,
             "--password-file" => options.password_file = Some(arguments.value(&flag)?),
             "--keep-history" => options.keep_history = true,
+            "--no-mail" => options.mail = false,
             "--no-mouse" => options.mouse = false,
             "--plain" => options.plain = true,
             "--times" => options.times = true,

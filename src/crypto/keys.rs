@@ -1,4 +1,4 @@
-//! Private keys. The identity key signs, and derives the key of its owner's history; a session key decrypts.
+//! Private keys. The identity key signs, and derives the keys of its owner's sealed files; a session key decrypts.
 //!
 //! Invariant: neither key does the other's work, neither is cloned, and both are wiped on drop (by `rsa` and aws-lc, which
 //! blind all private operations). The server never names this file.
@@ -15,7 +15,7 @@ use super::secret::Key;
 use super::{CryptoError, Fields, label};
 use crate::encoding::{Bytes, Fixed};
 use crate::name::Username;
-use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rsa::{KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey};
 use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
 use rsa::{PrivateKey, Pss};
@@ -49,7 +49,7 @@ impl IdentityKey {
         Self::new(PrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
     }
 
-    /// PKCS#8 in DER (RFC 5208), about 1.2 KB; for the key file and [`IdentityKey::history_key`] only.
+    /// PKCS#8 in DER (RFC 5208), about 1.2 KB; for the key file and the keys of sealed files only.
     pub fn to_pkcs8(&self) -> Zeroizing<Vec<u8>> {
         self.key.to_pkcs8_der().expect("an RSA key has a DER form").to_bytes()
     }
@@ -91,12 +91,22 @@ impl IdentityKey {
     /// server))`. The password is not an input: a new one leaves the history readable, and the history gives a thief
     /// nothing to test passwords against. PROTOCOL#history-key.
     pub fn history_key(&self, owner: &Username, server: &str) -> Key {
-        let fields = Fields::new(label::HISTORY_KEY).text(owner.as_str()).text(server);
+        self.file_key(label::HISTORY_KEY, owner, server)
+    }
+
+    /// The key of the mailbox file, derived like [`IdentityKey::history_key`] under its own label.
+    /// PROTOCOL#mailbox-file-key.
+    pub fn mailbox_file_key(&self, owner: &Username, server: &str) -> Key {
+        self.file_key(label::MAILBOX_FILE_KEY, owner, server)
+    }
+
+    fn file_key(&self, label: &str, owner: &Username, server: &str) -> Key {
+        let fields = Fields::new(label).text(owner.as_str()).text(server);
         primitives::derive(&self.to_pkcs8(), &fields.finish())
     }
 }
 
-/// The key of one login, in memory only. It only decrypts. PROTOCOL#session-key.
+/// The key of one login, in memory only, or of one absence. It only decrypts. PROTOCOL#session-key.
 pub struct SessionKey {
     key: OaepPrivateDecryptingKey,
     public: SessionPublicKey,
@@ -105,8 +115,7 @@ pub struct SessionKey {
 impl SessionKey {
     /// Generates a key, FIPS 186-5; about 0.1 s.
     pub fn generate() -> SessionKey {
-        let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).expect("aws-lc has memory and randomness");
-        Self::new(key).expect("a new key has the right size")
+        Self::new(new_decrypting_key()).expect("a new key has the right size")
     }
 
     fn new(key: PrivateDecryptingKey) -> Result<SessionKey, CryptoError> {
@@ -116,7 +125,7 @@ impl SessionKey {
         Ok(SessionKey { key, public })
     }
 
-    /// Parses PKCS#8, RFC 5208. Only tests store a session key.
+    /// Parses PKCS#8, RFC 5208. Only mailbox keys are stored.
     ///
     /// # Errors
     /// [`CryptoError::BadKey`] unless it is a valid RSA-2048 key.
@@ -150,6 +159,43 @@ impl SessionKey {
     }
 }
 
+fn new_decrypting_key() -> PrivateDecryptingKey {
+    PrivateDecryptingKey::generate(KeySize::Rsa2048).expect("aws-lc has memory and randomness")
+}
+
+/// The key of the next absence, which its owner stores before anything is sealed for it. PROTOCOL#mailbox-key.
+pub struct NewMailboxKey {
+    key: SessionKey,
+    pkcs8: Zeroizing<Vec<u8>>,
+}
+
+impl NewMailboxKey {
+    /// Generates a key, FIPS 186-5; about 0.1 s.
+    pub fn generate() -> NewMailboxKey {
+        let key = new_decrypting_key();
+        // aws-lc wipes its copy.
+        let der: Pkcs8V1Der<'_> = key.as_der().expect("an RSA key has a DER form");
+        let pkcs8 = Zeroizing::new(der.as_ref().to_vec());
+        NewMailboxKey { key: SessionKey::new(key).expect("a new key has the right size"), pkcs8 }
+    }
+
+    /// The key, for [`IdentityKey::certify_mailbox`].
+    pub fn key(&self) -> &SessionKey {
+        &self.key
+    }
+
+    /// The key, and its PKCS#8 in DER (RFC 5208), about 1.2 KB, for the mailbox file only.
+    pub fn into_parts(self) -> (SessionKey, Zeroizing<Vec<u8>>) {
+        (self.key, self.pkcs8)
+    }
+}
+
+impl fmt::Debug for NewMailboxKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NewMailboxKey({})", self.key.fingerprint())
+    }
+}
+
 impl fmt::Debug for IdentityKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "IdentityKey({})", self.public.fingerprint())
@@ -171,6 +217,8 @@ mod tests {
     assert_lacks!(IdentityKey: fmt::Display);
     assert_lacks!(SessionKey: Clone);
     assert_lacks!(SessionKey: fmt::Display);
+    assert_lacks!(NewMailboxKey: Clone);
+    assert_lacks!(NewMailboxKey: fmt::Display);
 
     /// PROTOCOL#identity-key, PROTOCOL#session-key.
     #[test]
@@ -178,6 +226,9 @@ mod tests {
         let (identity, session) = (IdentityKey::generate(), SessionKey::generate());
         assert_eq!(format!("{identity:?}"), format!("IdentityKey({})", identity.public().fingerprint()));
         assert_eq!(format!("{session:?}"), format!("SessionKey({})", session.fingerprint()));
+        let mailbox = NewMailboxKey::generate();
+        assert_eq!(format!("{mailbox:?}"), format!("NewMailboxKey({})", mailbox.key().fingerprint()));
+        assert_wiped_on_drop(&mailbox.pkcs8);
         // aws-lc wipes the session key.
         assert_wiped_on_drop(&identity.key);
         assert_wiped_on_drop(&identity.to_pkcs8());

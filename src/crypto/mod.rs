@@ -52,6 +52,10 @@ pub mod label {
     pub const HISTORY_KEY: &str = "secure-messenger/1 history key";
     /// The associated data of one message in the history (PROTOCOL#kept-history).
     pub const HISTORY: &str = "secure-messenger/1 history";
+    /// HMAC under the identity key: the key of the mailbox file (PROTOCOL#mailbox-file-key).
+    pub const MAILBOX_FILE_KEY: &str = "secure-messenger/1 mailbox file key";
+    /// The associated data of one record in the mailbox file (PROTOCOL#mailbox-file-form).
+    pub const MAILBOX_FILE: &str = "secure-messenger/1 mailbox file";
     /// HMAC under the server's secret: the salt of an unknown name (PROTOCOL#login).
     pub const FAKE_SALT: &str = "secure-messenger/1 fake salt";
 }

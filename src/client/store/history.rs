@@ -1,26 +1,22 @@
 //! Messages that outlive the session, sealed on disk, with `--keep-history`.
 //!
-//! Invariant: no text is on disk in clear. A record opens only for its account on its server, and only after the
-//! records that preceded it. A damaged file stops the login, unchanged. One client at a time uses the file. Without the
-//! option nothing is read or written, only erased on request. Format: PROTOCOL#kept-history.
+//! Invariant: the file is [sealed](super::sealed). A damaged file stops the login, unchanged. Without the option nothing
+//! is read or written, only erased on request. Format: PROTOCOL#kept-history.
 
+use super::sealed::{Kind, Sealed, longest_line};
 use crate::client::audience::{Audience, Partners};
 use crate::client::options::Options;
-use crate::crypto::envelope::{BUCKET, MAX_TEXT, Scope, pad, unpad};
+use crate::crypto::envelope::{MAX_TEXT, Scope};
 use crate::crypto::keys::IdentityKey;
-use crate::crypto::primitives::{Tag, gcm_open, gcm_seal, sha256};
-use crate::crypto::secret::{Key, random};
-use crate::crypto::{Fields, label};
+use crate::crypto::label;
 use crate::disk;
-use crate::encoding::{Bytes, Fixed, hex};
 use crate::name::Username;
-use crate::records::{self, Format, Records, Writers};
+use crate::records::{self, Format};
 use miniserde::{Deserialize, Serialize, json};
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
-use std::str::from_utf8;
+use std::path::Path;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -33,16 +29,17 @@ const MAX_RECORDS: u64 = 2 * MAX_HISTORY as u64;
 /// The longest plaintext: sanitising and JSON turn one byte of the text into three at most; the names of the largest
 /// room take 1 KiB, other members some hundred bytes.
 const MAX_PLAINTEXT: usize = 3 * MAX_TEXT + 2048;
-/// The longest line: the padded plaintext in base64; nonce, tag and the members' names take some hundred.
-const MAX_LINE: usize = (MAX_PLAINTEXT + BUCKET).div_ceil(3) * 4 + 256;
-/// The wait for an older client of the same account, which the login has ended; the user sees nothing meanwhile, so it
-/// is short. PROTOCOL#history-lock.
-const HANDOVER: Duration = Duration::from_secs(2);
 
-const FORMAT: Format = Format {
-    longest: MAX_LINE,
-    damaged: "is damaged, or belongs to another key: restore the file from a copy, or log in without --keep-history \
-        and erase it with /history forget",
+const KIND: Kind = Kind {
+    folder: "history",
+    label: label::HISTORY,
+    longest: MAX_PLAINTEXT,
+    records: MAX_RECORDS,
+    format: Format {
+        longest: longest_line(MAX_PLAINTEXT),
+        damaged: "is damaged, or belongs to another key: restore the file from a copy, or log in without \
+            --keep-history and erase it with /history forget",
+    },
 };
 
 const NOT_WANTED: &str = "messages of earlier sessions are kept on this disk: --keep-history shows them and keeps \
@@ -73,55 +70,33 @@ struct Content {
     text: String,
 }
 
-/// One line of the file.
-#[derive(Serialize, Deserialize)]
-struct Line {
-    nonce: Fixed<12>,
-    data: Bytes,
-    tag: Fixed<16>,
-}
+impl Message {
+    /// The sealed record. PROTOCOL#history-record.
+    fn record(self) -> Zeroizing<String> {
+        let Message { time, from, to, text } = self;
+        let recipients = to.partners(&from, &from);
+        let content = Content { time, scope: to.scope(), from, to: recipients, text };
+        Zeroizing::new(json::to_string(&content))
+    }
 
-/// The end of the chain, after which the next record goes.
-#[derive(Clone, Copy, Default)]
-struct End {
-    /// The number of records.
-    index: u64,
-    /// The tag of the last record: a record from an older copy of the file does not fit, even at its own index.
-    tag: Option<Tag>,
-}
-
-impl End {
-    fn advance(&mut self, tag: Tag) {
-        *self = End { index: self.index + 1, tag: Some(tag) };
+    /// Reverses [`Message::record`].
+    fn of(record: &[u8]) -> Option<Message> {
+        let Content { time, scope, from, to, text } = records::parse(record)?;
+        Some(Message { time, from, to: Audience::new(scope, to)?, text })
     }
 }
 
 /// The file of one account on one server.
 pub struct History {
-    path: PathBuf,
-    owner: Username,
-    server: String,
-    key: Key,
+    file: Sealed,
     wanted: bool,
-    /// The locked file; `None` while nothing is kept.
-    records: Option<Records>,
-    end: End,
 }
 
 impl History {
     /// The history of this account on the server of `options`. Reads nothing yet. PROTOCOL#history-file.
     pub fn new(options: &Options, owner: &Username, identity: &IdentityKey) -> History {
-        let server = options.server();
-        let hash = hex(&sha256(server.as_bytes())[..8]);
-        History {
-            path: options.data_dir.join("history").join(format!("{}_{hash}", owner.as_str())),
-            key: identity.history_key(owner, &server),
-            owner: owner.clone(),
-            server,
-            wanted: options.keep_history,
-            records: None,
-            end: End::default(),
-        }
+        let key = identity.history_key(owner, &options.server());
+        History { file: Sealed::new(&KIND, options, owner, key), wanted: options.keep_history }
     }
 
     /// Whether `--keep-history` was given.
@@ -131,12 +106,12 @@ impl History {
 
     /// Whether messages are kept now.
     pub fn is_kept(&self) -> bool {
-        self.records.is_some()
+        self.file.is_open()
     }
 
     fn is_there(&self) -> bool {
-        let is_full = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|data| data.len() > 0);
-        is_full(&self.path) || !records::asides(&self.path).is_empty()
+        let is_full = |path: &Path| fs::symlink_metadata(path).is_ok_and(|data| data.len() > 0);
+        is_full(self.file.path()) || !records::asides(self.file.path()).is_empty()
     }
 
     /// The notice at the start, if there is one.
@@ -153,66 +128,25 @@ impl History {
     /// # Errors
     /// The disk's; with file, line and remedy in the text if a record is damaged or belongs to another key.
     pub fn load(&mut self, notices: &mut Vec<String>) -> io::Result<VecDeque<Message>> {
-        let (mut messages, mut end) = (VecDeque::new(), End::default());
+        let mut messages = VecDeque::new();
         if !self.wanted {
             return Ok(messages);
         }
-        let file = match disk::lock(&self.path, HANDOVER) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(messages),
-            file => file?,
-        };
-        let each = |line: &[u8]| {
-            let message = if end.index < MAX_RECORDS { self.open(line, &mut end) } else { None };
+        let Some(file) = self.file.lock()? else { return Ok(messages) };
+        self.file.read(file, notices, |record| {
+            let message = Message::of(record);
             let is_understood = message.is_some();
             messages.extend(message);
             if messages.len() > MAX_HISTORY {
                 messages.pop_front();
             }
             is_understood
-        };
-        let records = Records::of(file, &self.path, Writers::One, &FORMAT, notices, each)?;
-        (self.records, self.end) = (Some(records), end);
-        if end.index > MAX_HISTORY as u64 {
+        })?;
+        if self.file.count() > MAX_HISTORY as u64 {
             // If the disk is full, keep the longer file for now.
             let _ = self.rewrite(messages.iter().cloned());
         }
         Ok(messages)
-    }
-
-    /// The data that GCM authenticates beside a record after `end`: its owner and its place. PROTOCOL#history-chain.
-    fn associated(&self, end: &End) -> Vec<u8> {
-        Fields::new(label::HISTORY)
-            .bytes(self.owner.as_str().as_bytes())
-            .bytes(self.server.as_bytes())
-            .number(end.index)
-            .bytes(end.tag.as_ref().map_or(&[], |tag| tag))
-            .finish()
-    }
-
-    /// The line after `end`, which advances.
-    fn seal(&self, message: Message, end: &mut End) -> Vec<u8> {
-        let Message { time, from, to, text } = message;
-        let recipients = to.partners(&from, &from);
-        let content = Content { time, scope: to.scope(), from, to: recipients, text };
-        let plaintext = Zeroizing::new(json::to_string(&content));
-        assert!(plaintext.len() <= MAX_PLAINTEXT, "texts are bounded where they are typed and received");
-        let (nonce, mut data) = (random(), pad(plaintext.as_bytes()));
-        let tag = gcm_seal(&self.key, &nonce, &self.associated(end), &mut data);
-        let line = json::to_string(&Line { nonce: Fixed(nonce), data: Bytes(data), tag: Fixed(tag) }) + "\n";
-        end.advance(tag);
-        line.into_bytes()
-    }
-
-    /// Reverses [`History::seal`]; `None` if anything differs.
-    fn open(&self, line: &[u8], end: &mut End) -> Option<Message> {
-        let record: Line = records::parse(line)?;
-        let (mut data, tag) = (Zeroizing::new(record.data.0), record.tag.0);
-        gcm_open(&self.key, &record.nonce.0, &self.associated(end), &mut data, &tag).ok()?;
-        let plaintext = from_utf8(unpad(&data, MAX_PLAINTEXT)?).ok()?;
-        let Content { time, scope, from, to, text } = json::from_str(plaintext).ok()?;
-        let to = Audience::new(scope, to)?;
-        end.advance(tag);
-        Some(Message { time, from, to, text })
     }
 
     /// Appends `message`, if messages are kept; writes `all` of them, including this one, if the file must be
@@ -221,36 +155,20 @@ impl History {
     /// # Errors
     /// The disk's; the messages kept before remain.
     pub fn append(&mut self, message: Message, all: impl Iterator<Item = Message>) -> io::Result<()> {
-        let written = match self.end.index < MAX_RECORDS {
-            true => self.write(message),
+        if !self.is_kept() {
+            return Ok(());
+        }
+        let written = match self.file.count() < MAX_RECORDS {
+            true => self.file.append([message.record()], false),
             // The file may also become long during a session.
             false => self.rewrite(all),
         };
-        if written.is_err() {
-            self.records = None;
-        }
-        written
+        written.inspect_err(|_| self.file.close())
     }
 
-    fn write(&mut self, message: Message) -> io::Result<()> {
-        let Some(mut records) = self.records.take() else { return Ok(()) };
-        let mut end = self.end;
-        records.append(&self.seal(message, &mut end), false)?;
-        (self.records, self.end) = (Some(records), end);
-        Ok(())
-    }
-
-    /// Replaces the file by one with only these messages. It is locked before it gets its name, so that no other client
-    /// can use it in between.
     fn rewrite(&mut self, messages: impl Iterator<Item = Message>) -> io::Result<()> {
-        let Some(mut records) = self.records.take() else { return Ok(()) };
-        let mut end = End::default();
-        let lines = messages.map(|message| self.seal(message, &mut end));
-        let rewritten = records.rewrite(lines, |file| disk::try_lock(file).map(drop));
-        self.records = Some(records);
-        rewritten?;
-        self.end = end;
-        disk::sync_parent(&self.path)
+        self.file.rewrite(messages.map(Message::record))?;
+        disk::sync_parent(self.file.path())
     }
 
     /// Erases the file and the remains of a crash; returns whether there was a file. Later messages are kept if the
@@ -260,24 +178,19 @@ impl History {
     /// The disk's, also if another client uses the file.
     pub fn forget(&mut self) -> io::Result<bool> {
         let was_there = self.is_there();
-        let temporary = disk::temporary(&self.path);
-        if temporary.exists() {
-            fs::remove_file(&temporary).map_err(disk::at(&temporary))?;
-        }
+        self.file.remove_temporary()?;
         // Erase in place, so that the lock stays valid.
-        let file = match &self.records {
-            Some(records) => records.file().try_clone().map_err(disk::at(&self.path))?,
-            None if !was_there => return Ok(false),
-            None => disk::lock(&self.path, Duration::ZERO)?,
+        let file = match self.is_kept() {
+            true => self.file.file()?,
+            false if !was_there => return Ok(false),
+            false => disk::lock(self.file.path(), Duration::ZERO)?,
         };
-        records::erase(&file, &self.path)?;
-        self.records =
-            Some(Records::of(file, &self.path, Writers::One, &FORMAT, &mut Vec::new(), |_| false)?);
-        self.end = End::default();
+        records::erase(&file, self.file.path())?;
+        self.file.read(file, &mut Vec::new(), |_| false)?;
         if !self.wanted {
-            fs::remove_file(&self.path).map_err(disk::at(&self.path))?;
-            self.records = None;
-            disk::sync_parent(&self.path)?;
+            fs::remove_file(self.file.path()).map_err(disk::at(self.file.path()))?;
+            self.file.close();
+            disk::sync_parent(self.file.path())?;
         }
         Ok(was_there)
     }
@@ -287,8 +200,11 @@ impl History {
 mod tests {
     use super::*;
     use crate::client::options::{self, Request};
+    use crate::crypto::secret::random;
+    use crate::encoding::hex;
     use std::fs::File;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
     use std::sync::LazyLock;
 
     static KEY: LazyLock<IdentityKey> = LazyLock::new(IdentityKey::generate);
@@ -336,14 +252,18 @@ mod tests {
             messages.into_iter().map(|message| message.text).collect()
         }
 
+        fn path(&self) -> PathBuf {
+            self.history().file.path().into()
+        }
+
         fn lines(&self) -> Vec<String> {
-            let text = fs::read_to_string(self.history().path).expect("text");
+            let text = fs::read_to_string(self.path()).expect("text");
             text.lines().map(|line| format!("{line}\n")).collect()
         }
 
         /// Replaces the file by these lines, and returns the refused line. The file must stay unchanged.
         fn refused(&self, lines: &[String]) -> Option<usize> {
-            let (path, text) = (self.history().path, lines.concat());
+            let (path, text) = (self.path(), lines.concat());
             fs::write(&path, &text).expect("written");
             let mut history = self.history();
             let error = history.load(&mut Vec::new()).err()?.to_string();
@@ -390,7 +310,7 @@ mod tests {
         }
         drop(history);
         assert_eq!(home.history().load(&mut Vec::new()).expect("loads"), messages);
-        let path = home.history().path;
+        let path = home.path();
         assert_eq!(path.file_name().expect("named").to_str(), Some("alice_1ab68e0d91a2553b"));
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         let file = fs::read_to_string(&path).expect("text");
@@ -406,7 +326,7 @@ mod tests {
     fn history_opens_only_with_its_key_account_and_server() {
         let home = Home::new();
         home.keep(&["secret"]);
-        let path = home.history().path;
+        let path = home.path();
         let before = fs::read(&path).expect("there");
         let other = IdentityKey::generate();
         for (owner, identity, words) in [
@@ -416,10 +336,10 @@ mod tests {
             ("alice", &*KEY, &["--keep-history", "--host", "127.0.0.1"]),
         ] {
             let mut history = home.history_of(owner, identity, words);
-            fs::write(&history.path, &before).expect("written");
+            fs::write(history.file.path(), &before).expect("written");
             let error = history.load(&mut Vec::new()).expect_err("refused").to_string();
             assert!(error.contains("line 1 is damaged, or belongs to another key"), "{error}");
-            assert_eq!(fs::read(&history.path).expect("there"), before);
+            assert_eq!(fs::read(history.file.path()).expect("there"), before);
         }
     }
 
@@ -458,7 +378,7 @@ mod tests {
             assert_eq!(home.refused(&altered), Some(2), "{bad:?}");
         }
         // A line without an end, longer than a record can be.
-        assert_eq!(home.refused(&[lines[0].clone(), "x".repeat(MAX_LINE + 1)]), Some(2));
+        assert_eq!(home.refused(&[lines[0].clone(), "x".repeat(KIND.format.longest + 1)]), Some(2));
     }
 
     /// PROTOCOL#history-chain.
@@ -468,7 +388,7 @@ mod tests {
         home.keep(&["one", "two", "three"]);
         let older = home.lines();
         home.history().load(&mut Vec::new()).expect("loads");
-        fs::write(home.history().path, "").expect("written");
+        fs::write(home.path(), "").expect("written");
         home.keep(&["four", "five", "six"]);
         let mut lines = home.lines();
         lines[2] = older[2].clone();
@@ -483,24 +403,24 @@ mod tests {
         let whole = home.lines();
         for cut in [1, 20, whole[1].len() - 2] {
             let torn = whole[1][..cut].to_string() + if cut == 20 { "\0\0" } else { "" };
-            fs::write(home.history().path, whole[0].clone() + &torn).expect("written");
+            fs::write(home.path(), whole[0].clone() + &torn).expect("written");
             let mut history = home.history();
             let mut notices = Vec::new();
             assert_eq!(history.load(&mut notices).expect("loads").len(), 1, "{cut}");
             assert!(notices.concat().contains("set aside in") && history.notice().is_none());
             drop(history);
             assert_eq!(home.lines(), whole[..1], "{cut}");
-            let asides = records::asides(&home.history().path);
+            let asides = records::asides(&home.path());
             assert!(asides.iter().any(|aside| fs::read_to_string(aside).is_ok_and(|text| text == torn)));
         }
         // Set-aside files are erased too.
-        assert_eq!(records::asides(&home.history().path).len(), 3);
+        assert_eq!(records::asides(&home.path()).len(), 3);
         home.history().forget().expect("erased");
-        assert!(records::asides(&home.history().path).is_empty());
+        assert!(records::asides(&home.path()).is_empty());
         // A record that only lacks its line end counts.
-        fs::write(home.history().path, whole.concat().trim_end()).expect("written");
+        fs::write(home.path(), whole.concat().trim_end()).expect("written");
         assert_eq!(home.texts(), ["one", "two"]);
-        fs::write(home.history().path, &whole[0]).expect("written");
+        fs::write(home.path(), &whole[0]).expect("written");
         home.keep(&["three"]);
         assert_eq!(home.texts(), ["one", "three"]);
     }
@@ -527,9 +447,9 @@ mod tests {
             history.append(said(&n.to_string()), session.iter().cloned()).expect("appended");
             let rewritten = n >= MAX_RECORDS;
             let records = if rewritten { MAX_HISTORY as u64 + n - MAX_RECORDS } else { n + 1 };
-            assert_eq!(history.end.index, records);
+            assert_eq!(history.file.count(), records);
         }
-        disk::lock(&history.path, Duration::ZERO).expect_err("the new file is locked");
+        disk::lock(history.file.path(), Duration::ZERO).expect_err("the new file is locked");
         drop(history);
         assert_eq!(home.lines().len(), MAX_HISTORY + 1);
         let last: Vec<String> = (1002..2002).map(|n| n.to_string()).collect();
@@ -541,8 +461,8 @@ mod tests {
         // An endless file is not read to its end.
         let mut history = home.history();
         history.load(&mut Vec::new()).expect("loads");
-        while history.end.index <= MAX_RECORDS {
-            history.write(said("x")).expect("written");
+        while history.file.count() <= MAX_RECORDS {
+            history.file.append([said("x").record()], false).expect("written");
         }
         drop(history);
         assert_eq!(home.refused(&home.lines()), Some(MAX_RECORDS as usize + 1));
@@ -555,10 +475,11 @@ mod tests {
         let mut history = home.history();
         // Loading rewrites it, so the handle is not opened for appending.
         history.load(&mut Vec::new()).expect("loads");
-        fs::write(disk::temporary(&history.path), "of a crash").expect("written");
+        fs::write(disk::temporary(history.file.path()), "of a crash").expect("written");
         assert!(history.forget().expect("erased"));
         assert!(
-            fs::read(&history.path).expect("there").is_empty() && !disk::temporary(&history.path).exists()
+            fs::read(history.file.path()).expect("there").is_empty()
+                && !disk::temporary(history.file.path()).exists()
         );
         append(&mut history, "new");
         assert!(history.is_kept());
@@ -570,8 +491,8 @@ mod tests {
         assert!(without.load(&mut Vec::new()).expect("not read").is_empty() && !without.is_kept());
         append(&mut without, "unkept");
         assert_eq!(home.texts(), ["new"]);
-        assert!(without.forget().expect("erased") && !without.path.exists());
-        assert!(!without.forget().expect("nothing there") && !without.path.exists());
+        assert!(without.forget().expect("erased") && !without.file.path().exists());
+        assert!(!without.forget().expect("nothing there") && !without.file.path().exists());
         assert_eq!(without.notice(), None);
     }
 
@@ -590,12 +511,12 @@ mod tests {
         let error = second.forget().expect_err("not ours").to_string();
         assert!(error.contains("another program is using this file"), "{error}");
         // A lock on the former file is not a lock on this one.
-        let former = disk::append(&first.path).expect("opens");
+        let former = disk::append(first.file.path()).expect("opens");
         first.rewrite([said("one")].into_iter()).expect("rewritten");
-        assert!(disk::try_lock(&former).expect("locks") && !disk::is_at(&former, &first.path));
-        disk::lock(&first.path, Duration::ZERO).expect_err("locked");
+        assert!(disk::try_lock(&former).expect("locks") && !disk::is_at(&former, first.file.path()));
+        disk::lock(first.file.path(), Duration::ZERO).expect_err("locked");
         drop(first);
-        disk::lock(&home.history().path, Duration::ZERO).expect("free");
+        disk::lock(&home.path(), Duration::ZERO).expect("free");
         assert_eq!(home.texts(), ["one"]);
     }
 
@@ -607,13 +528,10 @@ mod tests {
         history.load(&mut Vec::new()).expect("loads");
         append(&mut history, "one");
         // No further messages are kept.
-        let file = File::open(&history.path).expect("opens");
-        history.records = Some(
-            Records::of(file, &history.path, Writers::One, &FORMAT, &mut Vec::new(), |_| true)
-                .expect("whole"),
-        );
+        let file = File::open(history.file.path()).expect("opens");
+        history.file.read(file, &mut Vec::new(), |_| true).expect("whole");
         let error = history.append(said("two"), [].into_iter()).expect_err("refused").to_string();
-        assert!(error.starts_with(history.path.to_str().expect("UTF-8")), "{error}");
+        assert!(error.starts_with(history.file.path().to_str().expect("UTF-8")), "{error}");
         // Reported once, without an invisible gap.
         assert!(!history.is_kept());
         append(&mut history, "three");
@@ -624,7 +542,7 @@ mod tests {
     fn no_link_is_followed() {
         let home = Home::new();
         fs::write(home.0.join("treasure"), "whole").expect("written");
-        std::os::unix::fs::symlink(home.0.join("treasure"), home.history().path).expect("link");
+        std::os::unix::fs::symlink(home.0.join("treasure"), home.path()).expect("link");
         home.history().load(&mut Vec::new()).expect_err("a link");
         home.history_of("alice", &KEY, &[]).forget().expect_err("a link");
         assert_eq!(fs::read(home.0.join("treasure")).expect("there"), b"whole");

@@ -1,11 +1,13 @@
-//! The client's data on disk: its memory of others ([`trust`]), the messages of earlier sessions ([`history`]), and its
-//! key ([`keys`]).
+//! The client's data on disk: its memory of others ([`trust`]), the messages of earlier sessions ([`history`]), its
+//! key ([`keys`]), and the keys of its mail ([`mailbox`]).
 //!
 //! Invariant: a `Store` has a record on disk before it relies on it. All lists are [`records`]: unreadable data is
-//! never erased, and a damaged file stops the start. Specification: README#records.
+//! never erased, and a damaged file stops the start, except for that of the mailbox. Specification: README#records.
 
 pub mod history;
 pub mod keys;
+pub mod mailbox;
+mod sealed;
 pub mod trust;
 
 use crate::disk;
