@@ -44,6 +44,11 @@ class Rust:
     def fileno(self):
         return self.process.stdout.fileno()
 
+    @staticmethod
+    def remove(world, name):
+        """The operator removes an account."""
+        world.all.append(Rust(world, world.arguments.server, "user", "remove", name, "--data-dir", world.path("server")))
+
     def read(self):
         data = self.process.stdout.read(1 << 20)
         if data == b"":
@@ -106,11 +111,18 @@ class World:
                 if isinstance(ready, Rust):
                     ready.read()
 
-    def start_server(self):
-        server = Rust(self, self.arguments.server, "--host", "127.0.0.1", "--port", "0", "--data-dir", self.path("server"))
+    def start_server(self, *options, port=0):
+        self.server = server = Rust(self, self.arguments.server, "--host", "127.0.0.1", "--port", str(port), "--data-dir", self.path("server"), *options)
         self.all.append(server)
         self.fingerprint = server.expect(re.compile(r"SHA256:\S+"))[0]
         self.port = int(server.expect(re.compile(r"listening on .*:(\d+)$"))[1])
+
+    def kill_server(self, *options):
+        """Kills the server and starts it again at the same address. Sessions end."""
+        self.server.stop()
+        self.processes.remove(self.server)
+        self.clients.clear()
+        self.start_server(*options, port=self.port)
 
     def rust(self, name, *options, password=None):
         password_file = self.path(name + ".password")
@@ -121,9 +133,9 @@ class World:
         self.all.append(client)
         return client
 
-    def python(self, name, identity=None, password=None, key_file=None):
+    def python(self, name, identity=None, password=None, key_file=None, mailbox=None):
         password, identity = password or m.prepared(typed(name)), identity or PrivateKey()
-        return Client("127.0.0.1", self.port, self.fingerprint, name, password, identity, key_file=key_file)
+        return Client("127.0.0.1", self.port, self.fingerprint, name, password, identity, key_file=key_file, mailbox=mailbox and self.path(mailbox))
 
     def log_in(self, client, register=False):
         client.connect()
@@ -143,9 +155,12 @@ class World:
         return self.until(found, f"the event {kind} {members}; got {list(client.events)[-8:]}")
 
     def delivered(self, *jobs):
+        self.outcome("delivered", *jobs)
+
+    def outcome(self, fate, *jobs):
         for job in jobs:
             self.until(lambda: job.done, "an answer from the server")
-            check(set(job.outcome.values()) == {"delivered"}, f"not delivered: {job.outcome}")
+            check(set(job.outcome.values()) == {fate}, f"not {fate}: {job.outcome}")
 
 
 def typed(name):
@@ -417,7 +432,7 @@ def clock_set_back(world, alice, bob):
     world.event(fay, "message", text="two")
     check(not [line for line in bob.lines if "set back" in line], bob.lines)
     person = alice.person("bob")
-    created, key = person.newest
+    created, key = person.newest["session"]
     for before, other in ((created - 1, key), (created, bytes(32))):
         refused("set_back", lambda: alice._check_newest(person, before, other))
     alice._check_newest(person, created, key)
@@ -621,7 +636,7 @@ def shoot(world, alice, envelope, message_key, wrapped=None):
     session = alice.person("bob").session
     job = m.Job(["bob"], "", "message", "private")
     alice._last_id += 1
-    alice._due[alice._last_id] = job, ["bob"]
+    alice._due[alice._last_id] = job, {"bob": (session.fingerprint, "session")}
     alice._send({"type": "encrypted_send", "id": alice._last_id, "targets": ["bob"],
                  "keys": {"bob": m.base64_of(wrapped or envelope.wrap(session, message_key))}, **envelope.wire()})
     world.until(lambda: job.done, "an answer")
@@ -717,8 +732,7 @@ def changed_keys(world, alice, bob):
     world.delivered(eve.broadcast("I am eve"))
     bob.expect("<eve> I am eve")
     world.event(alice, "message", name="eve")
-    removal = Rust(world, world.arguments.server, "user", "remove", "eve", "--data-dir", world.path("server"))
-    world.all.append(removal)
+    Rust.remove(world, "eve")
     world.event(eve, "error", code="account_removed")
     world.clients.remove(eve)
     refused("closed", lambda: [eve.poll(DEADLINE) for _ in range(9)])
@@ -759,12 +773,16 @@ def lost_messages(world, alice, bob):
     world.delivered(alice.send("eve2", "shown"))
     world.event(eve, "message", text="shown")                        # acknowledged at once
     world.clients.remove(eve)                                        # from here on, nobody reads for her
-    world.delivered(*(alice.send("eve2", text) for text in ("one", "two")))
+    jobs = [alice.send("eve2", text) for text in ("one", "two")]
+    world.delivered(*jobs)
     bob.say("/msg eve2 three")
     bob.expect("<bob -> eve2> three")
     again = world.log_in(world.python("eve2", eve.identity))
-    ids = [world.event(alice, "lost", name="eve2").id for _ in range(2)]
-    check(ids[1] == ids[0] + 1 and not [event for event in alice.events if event.kind == "lost"], ids)
+    for text in ("one", "two"):
+        world.event(again, "message", text=text, marked=True)
+    world.delivered(*jobs)
+    alice._on_lost({"id": 10**6, "name": "eve2"})                    # not one that it still has
+    world.event(alice, "lost", id=10**6, name="eve2")
     bob.expect("! \"three\" may not have arrived: eve2's session ended first")
     world.clients.remove(again)
     again.logout()
@@ -788,6 +806,282 @@ def changed_password(world, alice, _):
     refused("closed", lambda: alice.poll(DEADLINE))
     refused("signed_in_elsewhere", alice.resume)
     second.logout()
+
+
+# ---------------------------------------------------------------- mail
+
+def arrives(world, name, *options, identity=None, mailbox=None):
+    """Logs in with a mailbox file, a new account without `identity`. Returns when the key of the next absence is set."""
+    client = world.log_in(world.python(name, identity, mailbox=mailbox or name + ".mailbox"), register=identity is None)
+    world.event(client, "mailbox_set")
+    return client
+
+
+def leaves(world, client, others=()):
+    world.clients.remove(client)
+    client.logout()
+    client.mailbox.close()
+    for other in others:
+        world.until(lambda: client.name not in other.online, f"{client.name}'s logout")
+
+
+def returns(world, client):
+    return arrives(world, client.name, identity=client.identity, mailbox=os.path.basename(client.mailbox.path))
+
+
+def messages(client):
+    """The messages that were shown so far, in order."""
+    shown = [event for event in client.events if event.kind == "message"]
+    problems = [event for event in client.events if event.kind in ("refused", "gap", "key_refused", "odd_time", "mailbox_refused", "mail_elsewhere")]
+    check(not problems, problems)
+    client.events.clear()
+    return [(event.name, event.scope, event.text, event.mail) for event in shown]
+
+
+# PROTOCOL#mailbox, PROTOCOL#mailbox_set, PROTOCOL#mail_request, PROTOCOL#mail, PROTOCOL#mail_done, PROTOCOL#keeping, PROTOCOL#fetching.
+def mail_between_pythons(world):
+    """What waits for carol survives the server's death, and arrives once and in order."""
+    alice, bob, carol = (arrives(world, name) for name in ("alice", "bob", "carol"))
+    dave = arrives(world, "dave")
+    world.delivered(alice.send("carol", "while you are here"))
+    world.event(carol, "message", mail=False)
+    leaves(world, carol, (alice, bob))
+    private = alice.send("carol", "one")                             # sealed for the session key at first: stale
+    to_bob, to_carol = alice.room(["bob", "carol"], "two")
+    world.delivered(to_bob)
+    world.outcome("kept", private, to_carol)
+    to_alice, from_bob = bob.room(["alice", "carol"], "three")
+    world.delivered(to_alice)
+    world.outcome("kept", from_bob, *(alice.send("carol", f"four {i}" + "." * 3000) for i in range(10)))
+    refusals = alice.broadcast("nobody keeps this"), alice.open_room("carol")
+    world.outcome("delivered", refusals[0])
+    world.event(dave, "message", scope="broadcast")
+    world.outcome("offline", refusals[1])
+    world.kill_server()
+    for client in (alice, bob, dave):
+        world.log_in(client)
+    world.outcome("kept", *(alice.send("carol", f"five {i}") for i in range(20)))
+    carol = returns(world, carol)
+    texts = ["one", "two", *(f"four {i}" + "." * 3000 for i in range(10)), *(f"five {i}" for i in range(20))]
+    check([(event.text, event.members) for event in carol.events if event.kind == "message" and event.scope == "room"]
+          == [("two", ["alice", "bob", "carol"]), ("three", ["alice", "bob", "carol"])], carol.events)
+    arrived = messages(carol)
+    check([text for name, _, text, _ in arrived if name == "alice"] == texts, "alice's texts are lost, repeated or out of order")
+    check([text for name, _, text, _ in arrived if name == "bob"] == ["three"] and all(mail for *_, mail in arrived), arrived[:4])
+    check(len(carol.mailbox.keys) == 1 and not carol.mailbox.taken, "the former key has not been erased")
+    world.delivered(alice.send("carol", "live again"))
+    world.event(carol, "message", text="live again", mail=False)
+    leaves(world, carol, (alice, bob))
+    carol = returns(world, carol)
+    check(messages(carol) == [] and messages(dave) == [], "a second login got something")
+    check(not os.listdir(world.path("server", "mail", "carol"))[1:], "the server still has mail")
+    leaves(world, dave)
+    return alice, bob, carol
+
+
+# PROTOCOL#stale, PROTOCOL#lost, PROTOCOL#outcome.
+def changes_of_key(world, alice, bob, carol):
+    """A message under a key that is no longer in use, or that the recipient never took, is sealed again for the key in use."""
+    leaves(world, carol, (alice, bob))
+    world.outcome("kept", alice.send("carol", "kept"))
+    world.clients.remove(alice)                                      # she does not see that carol has returned
+    carol = returns(world, carol)
+    world.clients.append(alice)
+    world.delivered(alice.send("carol", "for the former mailbox key"))
+    event = world.event(carol, "message", text="for the former mailbox key", mail=False)
+    check(event.marked, event)
+    world.delivered(alice.send("carol", "acknowledged"))
+    world.event(carol, "message", text="acknowledged")
+    for overtaken in (False, True):                                  # `lost` may come before `sent`
+        heard, answered = [], alice._on_sent
+        carol._acknowledge()
+        world.clients.remove(carol)                                  # she reads and acknowledges nothing any more
+        alice._on_sent = heard.append if overtaken else answered
+        jobs = [alice.send("carol", "lost 1"), *alice.room(["carol"], "lost 2"), alice.send("carol", "lost 3")]
+        world.until(lambda: len(heard) == 3 or all(job.outcome == {"carol": "delivered"} for job in jobs), "the answers")
+        carol._send({"type": "logout"})
+        world.until(lambda: "carol" not in alice.online, "carol's logout")
+        alice._on_sent = answered
+        for message in heard:
+            alice._on_sent(message)
+        alice._flush()
+        world.outcome("kept", *jobs)
+        carol.mailbox.close()
+        check(not [event for event in alice.events if event.kind == "lost"], alice.events)
+        carol = returns(world, carol)
+        arrived = [(event.text, event.marked) for event in carol.events if event.kind == "message"]
+        check(arrived == [(f"lost {i}", True) for i in (1, 2, 3)], arrived)
+        messages(carol)
+    return carol
+
+
+def crash(kind=None, *_, **__):
+    if kind in ("presence", "new_key"):
+        return
+    raise MessengerError("crash")
+
+
+def crashes(world, alice, carol):
+    """Carol's client dies at each point between fetching and erasing: nothing is lost, and nothing arrives twice without a mark."""
+    for point, expected in (("_take", [("a", False), ("b", False)]), ("_tell", [("a", True), ("b", False)]), ("_settled", [("b", False)]), ("_on_mailbox_set", [])):
+        leaves(world, carol, [alice])
+        world.outcome("kept", alice.send("carol", "a"), alice.send("carol", "b"))
+        carol = world.python("carol", carol.identity, mailbox="carol.mailbox")
+        keys = len(carol.mailbox.keys)
+        carol.person("alice").remembered = alice.identity.public.fingerprint
+        setattr(carol, point, crash)
+        carol.connect()
+        refused("crash", lambda: (carol.login(), [carol.poll(1) for _ in range(9)]))
+        check(keys == 1, "a key too many")
+        carol.transport.abort()
+        carol.mailbox.close()
+        carol = world.python("carol", carol.identity, mailbox="carol.mailbox")
+        carol.person("alice").remembered = alice.identity.public.fingerprint
+        world.log_in(carol)
+        world.event(carol, "mailbox_set")
+        arrived = [(event.text, event.marked) for event in carol.events if event.kind == "message"]
+        check(arrived == expected, f"after a crash in {point}: {arrived}")
+        messages(carol)
+        check(len(carol.mailbox.keys) == 1, f"after a crash in {point}: {len(carol.mailbox.keys)} keys")
+    return carol
+
+
+def mail_that_fails_a_check(world, alice, carol):
+    """Carol confirms mail that fails a check for good, and shows none of it. Mail is what its key says, however it arrives."""
+    leaves(world, carol, [alice])
+    world.outcome("kept", *(alice.send("carol", f"genuine {i}") for i in range(3)))
+    carol = world.python("carol", carol.identity, mailbox="carol.mailbox")
+    heard, carol._on_mail = [], lambda message: heard.append(message)
+    world.log_in(carol)
+    world.until(lambda: heard, "the mail")
+    carol._hold_until += 600
+    world.delivered(alice.send("carol", "live"), alice.broadcast("for all"))
+    world.event(carol, "message", text="for all")                    # only what is for one recipient waits for the mail
+    first, second, third = (kept["message"] for kept in heard[0]["mail"])
+    session = alice.key.public.fingerprint
+    key = next(iter(carol.mailbox.keys.values()))[0].public
+
+    def sealed(for_key=key, **members):
+        given = {"sender": "alice", "kind": "message", "scope": "private", "recipient": "carol", "recipient_key": for_key.fingerprint,
+                 "session": session, "sequence": 100, "time": m.now()}
+        envelope = Envelope.seal(alice.identity, b"", b"k" * 32, **{**given, **members})
+        return {**envelope.wire(), "key": m.base64_of(envelope.wrap(for_key, b"k" * 32))}
+
+    for changed, code in (({**first, "signature": second["signature"]}, "signature"), ({**first, "tag": second["tag"]}, "signature"), ({**first, "key": second["key"]}, "unwrap"),
+                          (sealed(recipient="bob"), "recipient"), (sealed(recipient_key=bytes(32)), "recipient"), (sealed(carol.key.public), "recipient"),
+                          (sealed(kind="room_opened", scope="room"), "kind"), (sealed(kind="file_offer"), "kind"), (sealed(scope="room"), "members"),
+                          (sealed(kind="hello"), "kind"), ({**first, "scope": "broadcast"}, "recipient"), ({"from": "alice"}, "malformed"),
+                          (sealed(scope="broadcast", recipient=None, recipient_key=carol.server_key), "recipient"), (sealed(scope="broadcast", recipient=None), "recipient")):
+        carol._confirmed, carol._batch = [], {7, 8}
+        carol._take(changed, 7)
+        event = world.event(carol, "refused")
+        check(event.code == code and carol._confirmed == [7] and carol._batch == {8}, f"{event}, not {code}; {carol._confirmed}")
+    for live, code in (({"kind": "file_offer"}, "kind"), ({"scope": "broadcast", "recipient": None, "recipient_key": carol.server_key}, "key_id")):
+        carol._take(sealed(**live))
+        check(world.event(carol, "refused").code == code, f"a live envelope under a mailbox key: {live}")
+    check(not [event for event in carol.events if event.kind == "message"] and not carol.mailbox.taken, carol.events)
+    del carol._on_mail
+    carol._take(first)                                               # live under a mailbox key: it is mail all the same
+    world.event(carol, "message", text="genuine 0", mail=True)
+    carol._batch = set()
+    carol._on_mail(heard[0])
+    world.event(carol, "mailbox_set")
+    check([event[2] for event in messages(carol)] == ["genuine 1", "genuine 2", "live"], "the genuine mail")
+    for mail in ({"mail": [{"number": 5, "message": third}, {"number": 5, "message": third}], "more": False, "other": 0, "until": 0},
+                 {"mail": [], "more": True, "other": 0, "until": 0}, {"mail": [], "more": False, "other": -1, "until": 0}, {"mail": 1, "more": False, "other": 0, "until": 0}):
+        carol._fetching, carol._more, carol._after = True, None, 0
+        refused("malformed", lambda: carol._on_mail(mail))
+    carol._fetching = False
+    return carol
+
+
+# PROTOCOL#mailbox-key, PROTOCOL#mailbox-certificate, PROTOCOL#newest.
+def mailbox_keys(world, alice, carol):
+    """A sender checks label, age and order of certificates. The owner finds the right `created`, and keeps keys only for their time."""
+    leaves(world, carol, [alice])
+    world.outcome("kept", alice.send("carol", "in time"))
+    person, key = alice.person("carol"), next(iter(carol.mailbox.keys.values()))[0].public
+    created = person.newest["mailbox"][0]
+
+    def entry(at, kind="mailbox", shown="mailbox", of=key):
+        return {"name": "carol", "identity": m.base64_of(carol.identity.public.der), shown + "_key": m.base64_of(of.der), "created": at,
+                "certificate": m.base64_of(carol.identity.sign(m.certificate_text("carol", of, at, kind)))}
+    for given, code in ((entry(created, "session"), "certificate"), (entry(created, shown="session"), "certificate"), (entry(m.now() - 31 * 24 * m.HOUR), "certificate"),
+                        (entry(m.now() + 3 * m.HOUR), "certificate"), (entry(created - 1), "set_back"), (entry(created, of=alice.key.public), "set_back"),
+                        ({**entry(created), "session_key": m.base64_of(key.der)}, "malformed")):
+        refused(code, lambda: alice._learn(person, given))
+    alice._learn(person, entry(created))
+    person.created -= 31 * 24 * m.HOUR                               # the key has grown old since it came
+    check(not alice._usable(person, m.Job(["carol"], "", "message", "private")), "an old certificate")
+    person.session = None
+    for kind, fate in (("session", "kept"), ("mailbox", "delivered")):
+        alice._due[10**6] = m.Job(["carol"], "", "message", "private"), {"carol": (bytes(32), kind)}
+        answer = {"id": 10**6, **dict.fromkeys(("delivered", "kept", "offline", "stale", "busy"), []), fate: ["carol"]}
+        refused("malformed", lambda: alice._on_sent(answer))
+    # A machine without the private key: what waits is reported, and stays for the first one. Its clock is behind.
+    right = m.now
+    m.now = lambda: right() - m.HOUR
+    second = arrives(world, "carol", identity=carol.identity, mailbox="second.mailbox")
+    m.now = right
+    event = world.event(second, "mail_elsewhere", count=1)
+    check(abs(event.until - right() - 30 * 24 * m.HOUR) < m.HOUR and not messages(second), event)
+    check(next(iter(second.mailbox.keys.values()))[1] > created, "the second machine's key is older than the first one's")
+    refused("mailbox_in_use", lambda: world.python("carol", carol.identity, mailbox="second.mailbox"))
+    leaves(world, second, [alice])
+    world.outcome("kept", alice.send("carol", "for the second machine"))
+    carol = world.python("carol", carol.identity, mailbox="carol.mailbox")
+    old = m.PrivateKey()
+    carol.mailbox.add(old, m.now() - m.OLD_KEY - m.HOUR)
+    world.log_in(carol)
+    world.event(carol, "mailbox_set")
+    world.event(carol, "message", text="in time", mail=True)
+    world.event(carol, "mail_elsewhere", count=1)
+    check(len(carol.mailbox.keys) == 1 and not messages(carol), carol.mailbox.keys)
+    leaves(world, carol, [alice])
+    second = returns(world, second)
+    check([event[2] for event in messages(second)] == ["for the second machine"], "the second machine's mail")
+    return second
+
+
+def undecided_mail(world, alice, carol):
+    """Mail under a changed identity key waits for carol's decision, with its mailbox key. It holds up nothing else."""
+    eve = arrives(world, "eve")
+    world.delivered(eve.send("carol", "I am eve"))
+    world.event(carol, "message", text="I am eve")
+    leaves(world, carol, [alice, eve])
+    Rust.remove(world, "eve")
+    world.event(eve, "error", code="account_removed")
+    world.clients.remove(eve)
+    false = arrives(world, "eve", mailbox="false.mailbox")
+    world.outcome("kept", *(false.send("carol", f"I am eve, too {i}") for i in range(20)))
+    world.outcome("kept", alice.send("carol", "beware of eve"))
+    known = carol.person("eve").remembered
+    carol = world.python("carol", carol.identity, mailbox="second.mailbox")
+    carol.person("eve").remembered = known
+    world.log_in(carol)
+    world.event(carol, "mailbox_set")
+    world.event(carol, "message", text="beware of eve", mail=True)
+    check(not [event for event in carol.events if event.kind == "message"] and len(carol.mailbox.keys) == 2, carol.events)
+    keys = dict(carol.mailbox.keys)
+    former, (key, created) = next(iter(keys.items()))
+    carol.mailbox.keys[former] = key, created - m.OLD_KEY
+    carol._erase()
+    check(former not in carol.mailbox.keys, "a key is kept for over 60 days")
+    carol.mailbox.keys = keys
+    carol.events.clear()
+    carol.trust("eve")
+    world.event(carol, "mail_over")
+    check([event[2] for event in messages(carol)] == [f"I am eve, too {i}" for i in range(20)], "the mail that waited")
+    check(len(carol.mailbox.keys) == 1, "the former key has not been erased")
+    leaves(world, false, [alice, carol])
+    leaves(world, carol, [alice])
+
+
+def server_without_mail(world, alice):
+    world.kill_server("--mail", "0")
+    world.log_in(alice)
+    check(world.event(alice, "mailbox_refused").code == "no_mail", "the wrong code")
+    alice.mailbox.close()
 
 
 def main():
@@ -833,6 +1127,15 @@ def main():
             for function in (files_to_rust, files_from_rust, refused_files, continued_file, files_while_resuming, spoiled_chunks,
                              false_envelopes_for_rust, false_envelopes_for_python, changed_keys, unknown_types, lost_messages, changed_password):
                 step(function, world, alice, bob)
+        with World(arguments) as world:
+            world.start_server()
+            alice, bob, carol = step(mail_between_pythons, world)
+            carol = step(changes_of_key, world, alice, bob, carol)
+            carol = step(crashes, world, alice, carol)
+            carol = step(mail_that_fails_a_check, world, alice, carol)
+            carol = step(mailbox_keys, world, alice, carol)
+            step(undecided_mail, world, alice, carol)
+            step(server_without_mail, world, alice)
     except (AssertionError, MessengerError, OSError) as error:
         print(f"FAILED {name}: {error or type(error).__name__}", flush=True)
         traceback.print_exc()

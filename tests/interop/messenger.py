@@ -14,7 +14,7 @@ Sending never waits: a text becomes a `Job`, and `wait(lambda: job.done)` waits 
 Needs pycryptodome and pyOpenSSL (for `export_keying_material`, which `ssl` does not offer).
 """
 
-import argparse, base64, collections, hashlib, hmac, json, os, re, secrets, select, socket, struct, sys, time, unicodedata
+import argparse, base64, collections, contextlib, fcntl, hashlib, hmac, json, os, re, secrets, select, socket, struct, sys, time, unicodedata
 
 try:
     from Cryptodome.Cipher import AES, PKCS1_OAEP            # Debian's name of pycryptodome
@@ -39,6 +39,9 @@ ROUNDS, ROUNDS_LEAST, ROUNDS_MOST = 600_000, 100_000, 10_000_000
 LOGINS = 8                                                   # in a key file
 CONVERSATIONS_MOST, WAITING_MOST = 64, 256                   # per user: remembered, and waiting for keys
 KEPT_MOST = 32 << 20                                         # bytes kept until they are acknowledged
+KEYS_MOST, TAKEN_MOST = 16, 20_000                           # in a mailbox file: keys, and records of messages
+OLD_KEY = 60 * 24 * HOUR                                     # how long a mailbox key is kept at most
+LOSABLE_MOST = 256                                           # delivered messages that can be sealed again when they are lost
 
 
 class MessengerError(Exception):
@@ -295,9 +298,12 @@ def as_members(logins):
 
 def keep_logins(path, logins):
     with open(path) as file:
-        text = json.dumps({**json.load(file), "logins": as_members(logins)}) + "\n"
+        replace_file(path, json.dumps({**json.load(file), "logins": as_members(logins)}))
+
+
+def replace_file(path, text):
     with os.fdopen(os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
+        file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + ".tmp", path)
@@ -455,6 +461,114 @@ class Envelope:
         if len(self.ciphertext) > CIPHERTEXT_MOST:
             raise Refused("malformed", "ciphertext too long")
         return self
+
+
+# ---------------------------------------------------------------- PROTOCOL: Mailbox file
+
+class Mailbox:
+    """The private mailbox keys of one account on one machine, and records of the mail for them: a chain of sealed lines."""
+
+    def __init__(self, path, identity, name, server):
+        self.path, self._of = path, (name, server)
+        self._secret = hmac256(identity.pkcs8(), fields("mailbox file key", name, server))
+        self.keys, self.taken, self.shown = {}, {}, set()            # fingerprint: (key, created); place: id; (sender, id)
+        self._file = open(path, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600))
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise MessengerError("mailbox_in_use", "another client holds the lock of the mailbox file") from None
+        sync_folder(path)
+        self._file.seek(0)
+        self._index, self._tag = 0, b""
+        for line in self._file.read().splitlines():
+            sealed = parse(line)
+            self._index, before, self._tag = self._index + 1, self._tag, binary(sealed, "tag", 16)
+            padded = unseal(self._secret, binary(sealed, "nonce", 12), self._place(self._index - 1, before), binary(sealed, "data"), self._tag, AES.MODE_GCM)
+            self._read(unpad(padded))
+
+    def _place(self, index, before):
+        return fields("mailbox file", *self._of, index, before)
+
+    def _read(self, record):
+        kind, rest = record[0], record[1:]
+        if kind == 1:
+            key = PrivateKey(rest[8:])
+            self.keys[key.public.fingerprint] = key, int.from_bytes(rest[:8], "big")
+        elif kind == 2:
+            key, session, sequence, text, sender = rest[:32], rest[32:64], int.from_bytes(rest[64:72], "big"), rest[72:104], rest[104:].decode()
+            self.taken[sender, session, key, sequence] = text
+        elif kind == 3:
+            sender = [sender for (sender, *_), text in self.taken.items() if text == rest][-1]
+            self.shown.add((sender, rest))
+        else:
+            raise Refused("mailbox_file", "an unknown record")
+
+    def close(self):
+        self._file.close()
+
+    def _write(self, record):
+        nonce = secrets.token_bytes(12)
+        data, tag = seal(self._secret, nonce, self._place(self._index, self._tag), pad(record), AES.MODE_GCM)
+        self._file.write(json.dumps({"nonce": base64_of(nonce), "data": base64_of(data), "tag": base64_of(tag)}).encode() + b"\n")
+        self._index, self._tag = self._index + 1, tag
+
+    def _add(self, *records):
+        for record in records:
+            self._write(record)
+            self._read(record)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def add(self, key, created):
+        self._add(struct.pack(">BQ", 1, created) + key.pkcs8())
+
+    @staticmethod
+    def _record(place, text):
+        sender, session, key, sequence = place
+        return b"\2" + key + session + struct.pack(">Q", sequence) + text + sender.encode()
+
+    @staticmethod
+    def _place_of(envelope):
+        return envelope.sender, envelope.session, envelope.recipient_key, envelope.sequence
+
+    def take(self, envelope):
+        self._add(self._record(self._place_of(envelope), envelope.id()))
+
+    def show(self, envelope):
+        self._add(b"\3" + envelope.id())
+
+    def state(self, envelope):
+        """What is recorded of this text: None, "taken" or "shown"; and whether this very envelope arrived before."""
+        text = envelope.sender, envelope.id()
+        taken = any(text == (place[0], id) for place, id in self.taken.items())
+        return "shown" if text in self.shown else "taken" if taken else None, self.taken.get(self._place_of(envelope)) == envelope.id()
+
+    def check_new(self, envelope):
+        """Step 5 of Receiving, for a conversation that lasts as long as its mailbox key."""
+        *conversation, sequence = self._place_of(envelope)
+        last = max((last for (*other, last) in self.taken if other == conversation), default=0)
+        if sequence <= last:
+            raise Refused("sequence", "a repetition, or too late")
+        if len(self.taken) >= TAKEN_MOST:
+            raise Refused("mailbox_full", "too many messages for the mailbox keys")
+        return sequence - last - 1
+
+    def erase(self, fingerprints):
+        """Erases keys and the records of what arrived for them, in a new file."""
+        keys, taken, shown = self.keys, self.taken, self.shown
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.path + ".tmp")
+        self._file = open(self.path + ".tmp", "a+b", opener=lambda path, flags: os.open(path, flags, 0o600))
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self.keys, self.taken, self.shown, self._index, self._tag = {}, {}, set(), 0, b""
+        self._add(*(struct.pack(">BQ", 1, created) + key.pkcs8() for at, (key, created) in keys.items() if at not in fingerprints))
+        for place, text in taken.items():
+            if place[2] not in fingerprints:
+                self._add(self._record(place, text), *([b"\3" + text] if (place[0], text) in shown else []))
+        os.replace(self.path + ".tmp", self.path)
+        sync_folder(self.path)
 
 
 # ---------------------------------------------------------------- PROTOCOL: Chunks
@@ -671,12 +785,13 @@ class Person:
 
     def __init__(self, name):
         self.name, self.remembered, self.changed = name, None, None  # fingerprints: trusted, seen instead
-        self.identity = self.session = None                          # PublicKey
+        self.identity = self.session = None                          # PublicKey; `session` is the key that messages are sealed for
+        self.key_kind = "session"                                    # or "mailbox": the kind of that key
         self.created, self.asked = 0, False
-        self.newest = (0, b"")                                       # created and key of the newest session certificate
-        self.waiting = []                                            # envelopes that wait for keys
+        self.newest = {}                                             # kind of key: created and key of the newest certificate
+        self.waiting = []                                            # envelopes that wait for keys, with their keys and numbers as mail
         self.ids = collections.deque(maxlen=1024)                    # ids of messages that were shown
-        self.stale = None                                            # the session key that the server last called stale
+        self.stale = None                                            # the key that the server last called stale
         self.sequences = collections.Counter()                       # conversation: the last number sent
         self.seen, self.floor = collections.OrderedDict(), 0         # conversation: (last number, time); latest forgotten time
 
@@ -699,13 +814,14 @@ class Person:
 
 
 class Job:
-    """A text being sent. `outcome` has for each target: delivered, offline, busy, stale, or an error code."""
+    """A text being sent. `outcome` has for each target: delivered, kept, offline, busy, stale, or an error code."""
 
     def __init__(self, targets, text, kind, scope, members=()):
         self.targets, self.text, self.kind, self.scope = list(targets), text, kind, scope
         self.plaintext = (member_list(members) if members else b"") + text.encode()
         self.outcome, self.tries, self.envelope, self.message_key = {}, 0, None, None
-        self.time, self.id = now(), None
+        self.time, self.id, self.order = now(), None, 0
+        self.waits = kind == "message" and scope != "broadcast"      # whether it can wait for an absent user
 
     @property
     def done(self):
@@ -733,11 +849,13 @@ class Transfer:
 # ---------------------------------------------------------------- the client
 
 class Client:
-    def __init__(self, host, port, fingerprint, name, password, identity, known_users=None, key_file=None):
+    def __init__(self, host, port, fingerprint, name, password, identity, known_users=None, key_file=None, mailbox=None):
         self.host, self.port, self.fingerprint = host, port, fingerprint
         self.name, self.password, self.identity = name, password, identity
         self.events, self.people, self.online = collections.deque(), {}, set()
         self.transport = self.token = self.ended = self.server_key = None
+        self.mailbox = Mailbox(mailbox, identity, name, self._server()) if mailbox else None
+        self._began = now()
         self._key_at = {}                                            # (salt, rounds): the password's key
         self._key_file, self.logins = key_file, None                 # the only (salt, rounds) that a challenge may contain
         if key_file:
@@ -754,7 +872,7 @@ class Client:
             with open(known_users + ".certificates") as file:
                 for record in map(json.loads, file):
                     if record["server"] == self._server() and self.person(record["name"]).remembered == from_base64(record["identity"], 32):
-                        self.person(record["name"]).newest = record["created"], from_base64(record["key"], 32)
+                        self.person(record["name"]).newest[record.get("kind", "session")] = record["created"], from_base64(record["key"], 32)
 
     def _server(self):
         return f"{self.host.lower()}:{self.port}"
@@ -836,6 +954,8 @@ class Client:
         self.newest = max(self.newest, number(session, "newest"))
         if members["created"] <= number(session, "newest"):          # others would refuse it
             self.renew()
+        if self.mailbox:
+            self._fetch()
         self.wait(lambda: self._listed)
         return self
 
@@ -843,10 +963,13 @@ class Client:
         self.key, self._key_since, self._next_key, self._former = key, time.monotonic(), None, []
         self.frames, self.online, self._listed = Frames(), set(), False
         self._queue, self._due, self._stale, self._last_id = collections.deque(), {}, [], 0
-        self._asked, self._broadcasts = collections.deque(), 0
+        self._losable, self._lost = collections.OrderedDict(), set() # by id: delivered messages and their times; lost before `sent`
+        self._fetching, self._batch, self._requested, self._fetched = False, set(), (), False
+        self._held, self._left, self._mailbox_due, self._mailbox_set = [], set(), None, None
+        self._asked, self._broadcasts, self._last_order = collections.deque(), 0, 0
         self.offers, self.sending, self.receiving = {}, {}, {}       # by transfer; only other users' offers
         for person in self.people.values():
-            person.session, person.asked, person.waiting = None, False, []
+            person.session, person.asked, person.waiting = None, False, []    # mail is fetched again
             person.sequences.clear()
 
     def logout(self):
@@ -931,7 +1054,7 @@ class Client:
         self._flush()
         return True
 
-    HANDLED = ("ack", "ping", "keys", "sent", "encrypted_message", "presence", "session", "grant", "refused", "lost", "error")
+    HANDLED = ("ack", "ping", "keys", "sent", "encrypted_message", "presence", "session", "grant", "refused", "lost", "mail", "mailbox_set", "error")
 
     def wait(self, test, timeout=30):
         """Polls until `test()` is true, and returns its result."""
@@ -973,6 +1096,8 @@ class Client:
         elif concerns in self._due:
             job, targets = self._due.pop(concerns)
             job.outcome.update(dict.fromkeys(targets, code))
+        elif code in ("bad_mailbox", "no_mail", "server_error") and concerns is None and self._mailbox_due:
+            self._on_mailbox_refused(code, message)
         elif code == "bad_key" and self._next_key:
             self._next_key, self.newest = None, max(self.newest, number(message, "newest"))
         self._tell("error", code=code, text=word(message, "message"), id=concerns)
@@ -984,6 +1109,9 @@ class Client:
         self.online = self.online - set(left) | set(joined)          # a user in both lists has logged in again
         if not self._listed:
             self._listed = message.get("more") is not True
+        for name in joined:
+            if name in self.people and self.people[name].key_kind == "mailbox":
+                self.people[name].session = None                     # now the user has a session key
         for name in left:
             for transfer in [*self.offers.values(), *self.sending.values(), *self.receiving.values()]:
                 if transfer.person == name:
@@ -1036,23 +1164,26 @@ class Client:
             self._tell("key_changed", name=person.name)
             raise Refused("key_changed", "not the remembered key")
         person.identity, person.changed = identity, None
-        if entry.get("session_key") is not None:
-            session, created = PublicKey(binary(entry, "session_key", 294)), number(entry, "created")
-            check_certificate(identity, person.name, session, created, binary(entry, "certificate", 256))
-            self._check_newest(person, created, session.fingerprint)
-            person.session, person.created = session, created
+        kinds = [kind for kind in LIFETIME if entry.get(kind + "_key") is not None]
+        if len(kinds) > 1:
+            raise Refused("malformed", "a session key and a mailbox key")
+        for kind in kinds:
+            key, created = PublicKey(binary(entry, kind + "_key", 294)), number(entry, "created")
+            check_certificate(identity, person.name, key, created, binary(entry, "certificate", 256), kind=kind)
+            self._check_newest(person, created, key.fingerprint, kind)
+            person.session, person.created, person.key_kind = key, created, kind
 
-    def _check_newest(self, person, created, key):
+    def _check_newest(self, person, created, key, kind="session"):
         """PROTOCOL: newest-certificate. A certificate too far ahead of our clock counts as forgotten."""
-        before, known = person.newest
+        before, known = person.newest.get(kind, (0, b""))
         if before <= now() + 2 * HOUR and (created < before or created == before and key != known):
             raise Refused("set_back", f"the clock of {person.name} may have been set back: this key is older than one seen before")
-        if person.newest != (created, key):
-            person.newest = created, key
+        if person.newest.get(kind) != (created, key):
+            person.newest[kind] = created, key
             if self._known_users:                                    # each line replaces those before it
                 with open(self._known_users + ".certificates", "a") as file:
                     file.write(json.dumps({"server": self._server(), "name": person.name, "identity": base64_of(person.remembered),
-                                           "created": created, "key": base64_of(key)}) + "\n")
+                                           "kind": kind, "created": created, "key": base64_of(key)}) + "\n")
 
     def _remember(self, person, fingerprint, **more):
         person.remembered = fingerprint
@@ -1066,7 +1197,9 @@ class Client:
         if person.changed:
             self._remember(person, person.changed, verified=False, decided=True)
             person.identity = person.session = person.changed = None
-            person.newest = (0, b"")                                 # of another identity
+            person.newest = {}                                       # of another identity
+            if self._left and not self._fetching:
+                self._fetch()                                        # mail that waited for this decision
 
     def safety_number(self, name):
         return safety_number((self.name, self.identity.public.fingerprint), (name, self.person(name).remembered))
@@ -1077,13 +1210,12 @@ class Client:
             person = self.people[name]
             person.asked = False
             waiting, person.waiting = person.waiting, []
-            for envelope, wrapped in waiting:
-                self._open(person, envelope, wrapped)
-            if person.session is None:
-                for job, targets in self._queue:
-                    if name in targets:
-                        targets.remove(name)
-                        job.outcome[name] = failed.get(name, otherwise)
+            for envelope, wrapped, at in waiting:
+                self._open(person, envelope, wrapped, at)
+            for job, targets in self._queue:
+                if name in targets and not self._usable(person, job):
+                    targets.remove(name)
+                    job.outcome[name] = failed.get(name, otherwise)
         others = [name for name, person in self.people.items() if person.waiting and not person.asked]
         self._ask(others)                                            # those that began to wait in the meantime
         for transfer in list(self.sending.values()):
@@ -1094,6 +1226,15 @@ class Client:
 
     def _on_encrypted_message(self, message):
         self.frames.direct |= message.get("kind") == "message" and message.get("recipient") is not None
+        if not self._holding():
+            self._release()
+        if message.get("recipient") is not None and self._holding():
+            self._held.append(message)                               # mail comes first
+        else:
+            self._take(message)
+
+    def _take(self, message, at=None):
+        """Handles an envelope that arrived live, or as mail: `at` is its number there."""
         claimed = str(message.get("from"))[:32]
         try:
             envelope, wrapped = Envelope.parse(message), binary(message, "key", 264)            # 1
@@ -1101,16 +1242,19 @@ class Client:
                 raise Refused("name", "it claims to be from this user")
             person = self.person(envelope.sender)
         except Refused as error:
-            return self._tell("refused", name=claimed, code=error.code, reason=str(error))
+            self._tell("refused", name=claimed, code=error.code, reason=str(error))
+            return self._settled(at)
         if not person.waiting and person.identity and person.identity.fingerprint == envelope.identity:
-            self._open(person, envelope, wrapped)
-        elif len(person.waiting) < WAITING_MOST:                                                # 2
-            person.waiting.append((envelope, wrapped))
+            self._open(person, envelope, wrapped, at)
+        elif len(person.waiting) < WAITING_MOST or at is not None:                              # 2
+            person.waiting.append((envelope, wrapped, at))
             self._ask([person.name])
         else:
             self._tell("refused", name=claimed, code="waiting", reason="too much waits for this key")
 
-    def _open(self, person, envelope, wrapped):
+    def _open(self, person, envelope, wrapped, at=None):
+        mailbox = self.mailbox if self.mailbox and envelope.recipient and envelope.recipient_key in self.mailbox.keys else None
+        taken, same = None, False
         try:
             if person.changed:
                 raise Refused("key_changed", "not the remembered key")
@@ -1118,13 +1262,21 @@ class Client:
                 raise Refused("identity", "not this user's key")
             if not person.identity.verify(envelope.signed(), envelope.signature):               # 3
                 raise Refused("signature")
-            sessions = self._session_keys()
-            if envelope.recipient and (envelope.recipient != self.name or envelope.recipient_key not in sessions):  # 4
+            keys = {key: private for key, (private, _) in mailbox.keys.items()} if mailbox else self._session_keys()
+            if envelope.recipient and (envelope.recipient != self.name or envelope.recipient_key not in keys):  # 4
                 raise Refused("recipient", "for another user, or for another session")
+            if at is not None and not mailbox:
+                raise Refused("recipient", "mail that is not for a mailbox key")
             if not envelope.recipient and envelope.recipient_key != self.server_key:
                 raise Refused("server", "made for another server")
-            missing = person.check_new(envelope)                                                # 5
-            text, members = self._unwrap(envelope, wrapped, sessions), []                       # 6
+            if mailbox and envelope.kind != "message":
+                raise Refused("kind", "only messages wait for absent users")
+            if mailbox:
+                taken, same = mailbox.state(envelope)
+                missing = 0 if same else mailbox.check_new(envelope) # the same if it was taken or shown, and not confirmed
+            else:
+                missing = person.check_new(envelope)                                            # 5
+            text, members = self._unwrap(envelope, wrapped, keys), []                           # 6
             if (envelope.kind, envelope.scope) == ("message", "room"):                          # 7
                 known = {*self.online, *(name for name, other in self.people.items() if other.remembered)}
                 members, text = parse_members(text, person.name, self.name, known)
@@ -1134,36 +1286,145 @@ class Client:
                 raise Refused("text", "not UTF-8") from None
             if text and envelope.kind in ("room_opened", "room_left") or len(text.encode()) > TEXT_MOST:
                 raise Refused("text", "a notice that contains text, or too long")
-            person.use(envelope)                                     # all checks have passed: the number is used
+            if not mailbox:
+                person.use(envelope)                                 # all checks have passed: the number is used
             content = self._file_word(envelope.kind, text) if envelope.kind in FILE_KINDS and not envelope.later else None
         except Refused as error:
-            return self._tell("refused", name=envelope.sender, code=error.code, reason=str(error))
+            self._tell("refused", name=envelope.sender, code=error.code, reason=str(error))
+            undecided = person.changed or not person.identity or error.code == "mailbox_full"
+            if at is not None and undecided:
+                self._left.add(envelope.recipient_key)               # neither shown nor confirmed until the user has decided
+            return self._settled(at, confirm=not undecided)
         if missing:
             self._tell("gap", name=person.name, missing=missing)
-        if envelope.id() in person.ids:
-            return
+        if mailbox and not same:
+            mailbox.take(envelope)
+        if taken != "shown" and envelope.id() not in person.ids:
+            self._show(person, envelope, text, members, content, mailbox is not None, taken == "taken")
+        if mailbox and taken != "shown":
+            mailbox.show(envelope)
+        self._settled(at)
+
+    def _show(self, person, envelope, text, members, content, mail, taken):
+        forgotten = self._began > envelope.time - 5 * MINUTE or len(person.ids) == person.ids.maxlen
         person.ids.append(envelope.id())
-        if abs(envelope.time - now()) > 5 * MINUTE:
+        if abs(envelope.time - now()) > 5 * MINUTE and not mail:
             self._tell("odd_time", name=person.name, time=envelope.time)
-        if envelope.later:
-            return
-        if content is None:
-            self._tell(envelope.kind, name=person.name, scope=envelope.scope, text=text, time=envelope.time, members=members)
-        else:
+        if content is not None:
             getattr(self, "_on_" + envelope.kind)(person.name, content)
+        elif not envelope.later:
+            self._tell(envelope.kind, name=person.name, scope=envelope.scope, text=text, time=envelope.time, members=members,
+                       mail=mail, marked=taken or envelope.again is not None and forgotten)
 
     @staticmethod
-    def _unwrap(envelope, wrapped, sessions):
+    def _unwrap(envelope, wrapped, keys):
         """Finds our key by the id before the wrapped key. In a private envelope, it must be the key that the sender signed."""
-        session = next((key for key in sessions.values() if key.public.short == wrapped[:8]), None)
-        if session is None or envelope.recipient and envelope.recipient_key != session.public.fingerprint:
+        mine = next((key for key in keys.values() if key.public.short == wrapped[:8]), None)
+        if mine is None or envelope.recipient and envelope.recipient_key != mine.public.fingerprint:
             raise Refused("key_id", "wrapped for another key")
-        return envelope.open(session, wrapped)
+        return envelope.open(mine, wrapped)
 
     def _session_keys(self):
         """Our session keys by fingerprint: the current one, the former one for 60 s, and one not confirmed yet."""
         self._former = [(key, until) for key, until in self._former if until > time.monotonic()]
         return {key.public.fingerprint: key for key in (self.key, self._next_key, *(key for key, _ in self._former)) if key}
+
+    # -------------------------------------------------------- PROTOCOL: Mail (owner and recipient)
+
+    def _fetch(self):
+        """Fetches what waits for our mailbox keys. Live envelopes for one recipient wait meanwhile, at most 10 s."""
+        self._fetching, self._hold_until, self._left = True, time.monotonic() + 10, set()
+        self._requested = list(self.mailbox.keys)
+        self._request_mail(0)
+
+    def _request_mail(self, after):
+        self._after, self._confirmed, self._more = after, [], None
+        self._send({"type": "mail_request", "keys": [base64_of(key) for key in self._requested], "after": after})
+
+    def _on_mail(self, message):
+        if not self._fetching or self._more is not None:
+            return                                                   # not requested
+        mail, self._more = message.get("mail"), message.get("more")
+        self._elsewhere = number(message, "other"), number(message, "until")
+        if not isinstance(mail, list) or not all(isinstance(kept, dict) and isinstance(kept.get("message"), dict) for kept in mail) \
+                or type(self._more) is not bool:
+            raise Refused("malformed", "mail")
+        numbers = [self._after, *(number(kept, "number") for kept in mail)]
+        if any(a >= b for a, b in zip(numbers, numbers[1:])) or self._more and not mail:
+            raise Refused("malformed", "mail that is out of order, or none although more waits")
+        self._after, self._batch = numbers[-1], set(numbers[1:])
+        if not mail:
+            self._mail_over()
+        for kept in mail:
+            self._take(kept["message"], kept["number"])
+
+    def _settled(self, at, confirm=True):
+        """A message of the batch needs nothing further in this fetch. After the last one follows the next batch.
+
+        The fetch ends with an answer without messages. The server handles requests in order, so then it has also handled each `mail_done`.
+        """
+        if at in self._batch:
+            self._batch.remove(at)
+            self._confirmed += [at] if confirm else []
+            if not self._batch:
+                if self._confirmed:
+                    self._send({"type": "mail_done", "numbers": self._confirmed})
+                self._request_mail(self._after)
+
+    def _mail_over(self):
+        self._fetching, self._fetched = False, True
+        others, until = self._elsewhere
+        if others:
+            self._tell("mail_elsewhere", count=others, until=until)
+        self._tell("mail_over")
+        self._release()
+        self._erase()
+        if self._mailbox_due is None and self._mailbox_set is None:
+            if len(self.mailbox.keys) < KEYS_MOST:
+                self._offer_mailbox(PrivateKey())
+            else:
+                self._tell("mailbox_refused", code="too_many_keys")
+
+    def _holding(self):
+        return self._fetching and time.monotonic() < self._hold_until and len(self._held) < WAITING_MOST
+
+    def _release(self):
+        held, self._held = self._held, []
+        for message in held:
+            self._take(message)
+
+    def _offer_mailbox(self, key, newest=0):
+        """Certifies the key of the next absence. Its private half is on disk before the server can show it."""
+        created = max(now(), newest + 1, *(created + 1 for _, created in self.mailbox.keys.values()))
+        if created > now() + 2 * HOUR:
+            created = now()
+        self.mailbox.add(key, created)
+        self._mailbox_due = key.public.fingerprint
+        certificate = self.identity.sign(certificate_text(self.name, key.public, created, "mailbox"))
+        self._send({"type": "mailbox", "mailbox_key": base64_of(key.public.der), "created": created, "certificate": base64_of(certificate)})
+
+    def _on_mailbox_refused(self, code, message):
+        (key, created), self._mailbox_due = self.mailbox.keys[self._mailbox_due], None
+        newest = number(message, "newest") if code == "bad_mailbox" else 0
+        if created <= newest < now() + 2 * HOUR:
+            return self._offer_mailbox(key, newest)
+        if code != "server_error":                                   # after which the server may have the key
+            self.mailbox.erase([key.public.fingerprint])
+        self._tell("mailbox_refused", code=code)
+
+    def _on_mailbox_set(self, _):
+        if self._mailbox_due:
+            self._mailbox_set, self._mailbox_due = self._mailbox_due, None
+            self._erase()
+            self._tell("mailbox_set")
+
+    def _erase(self):
+        """Erases each key that a confirmed later one has replaced, when all of its mail is settled; and each that is too old."""
+        replaced = self.mailbox.keys[self._mailbox_set][1] if self._mailbox_set else 0
+        erased = [key for key in self._requested if self._fetched and key in self.mailbox.keys and (
+            self.mailbox.keys[key][1] < replaced and key not in self._left or self.mailbox.keys[key][1] + OLD_KEY < now())]
+        if erased:
+            self.mailbox.erase(erased)
 
     # -------------------------------------------------------- PROTOCOL: Sending
 
@@ -1188,6 +1449,8 @@ class Client:
     def _enqueue(self, job):
         if len(job.text.encode()) > TEXT_MOST:
             raise MessengerError("too_long", "a message has at most 32 KiB")
+        self._last_order += 1
+        job.order = self._last_order
         for name in job.targets:
             if self.person(name).changed:
                 job.outcome[name] = "key_changed"
@@ -1201,14 +1464,14 @@ class Client:
         """Sends what can be sent. One rule keeps the order: after `stale`, no new text is sent until all answers
         have arrived; then the stale text is sent again first."""
         if self._stale and not self._due:
-            for job, targets in reversed(self._stale):
+            for job, targets in self._stale:
                 for name in targets:
                     self.people[name].session = None
-                self._queue.appendleft((job, targets))
+            self._queue = collections.deque(sorted([*self._stale, *self._queue], key=lambda entry: entry[0].order))
             self._stale = []
         while self._queue and not self._stale:
             job, targets = self._queue[0]
-            missing = [name for name in targets if not self._usable(self.people[name])]
+            missing = [name for name in targets if not self._usable(self.people[name], job)]
             if missing:
                 return self._ask(missing)
             self._queue.popleft()
@@ -1216,8 +1479,9 @@ class Client:
                 self._transmit(job, targets)
 
     @staticmethod
-    def _usable(person):
-        return person.session is not None and now() <= person.created + 26 * HOUR
+    def _usable(person, job):
+        """Whether the job can be sealed for the key that is known: only a private or room message can for a mailbox key."""
+        return person.session is not None and now() <= person.created + LIFETIME[person.key_kind] and (job.waits or person.key_kind == "session")
 
     def _transmit(self, job, targets):
         same = [name for name in targets if job.tries and self.people[name].stale == self.people[name].session.fingerprint]
@@ -1239,26 +1503,46 @@ class Client:
                                          session=self.key.public.fingerprint, time=job.time, again=job.id, **place)
             job.id = job.envelope.id()
         self._last_id += 1
-        self._due[self._last_id] = job, targets
         sessions = {name: self.people[name].session for name in targets}
+        self._due[self._last_id] = job, {name: (key.fingerprint, self.people[name].key_kind) for name, key in sessions.items()}
         self._send({"type": "encrypted_send", "id": self._last_id, "targets": targets,
                     "keys": {name: base64_of(job.envelope.wrap(key, job.message_key)) for name, key in sessions.items()}, **job.envelope.wire()})
 
     def _on_sent(self, message):
-        job, targets = self._due.pop(number(message, "id"), (None, ()))
-        fates = [(name, fate) for fate in ("delivered", "kept", "offline", "stale", "busy") for name in names(message, fate)]
-        if job is None or sorted(name for name, _ in fates) != sorted(targets):
+        at = number(message, "id")
+        job, targets = self._due.pop(at, (None, {}))
+        fates = {name: fate for fate in ("delivered", "kept", "offline", "stale", "busy") for name in names(message, fate)}
+        if job is None or sorted(fates) != sorted(targets):
             raise Refused("malformed", "an answer that matches no message")
-        stale = [name for name, fate in fates if fate == "stale" and job.tries < 3]
-        for name in stale:
-            self.people[name].stale = self.people[name].session.fingerprint
-        if stale:
+        if any(fate == {"session": "kept", "mailbox": "delivered"}[targets[name][1]] for name, fate in fates.items()):
+            raise Refused("malformed", "a message kept under a session key, or delivered under a mailbox key")
+        again = [name for name, fate in fates.items() if fate == "stale" or (at, name) in self._lost]
+        job.outcome.update(fates)
+        if job.waits and "delivered" in fates.values():
+            self._losable[at] = job, targets, time.monotonic()
+            if len(self._losable) > LOSABLE_MOST:
+                self._losable.popitem(last=False)
+        self._lost -= {(at, name) for name in again}
+        self._seal_again(job, {name: targets[name] for name in again})
+
+    def _seal_again(self, job, targets):
+        """After `stale` and `lost`: the text is sealed under its id for the key that the user has now."""
+        if targets and job.tries < 3:
             job.tries += 1
-            self._stale.append((job, stale))
-        job.outcome.update({name: fate for name, fate in fates if name not in stale})
+            for name, (key, _) in targets.items():
+                self.people[name].stale = key
+                del job.outcome[name]
+            self._stale.append((job, list(targets)))
 
     def _on_lost(self, message):
-        self._tell("lost", id=number(message, "id"), name=word(message, "name"))
+        at, name = number(message, "id"), word(message, "name")
+        job, targets, since = self._losable.pop(at, (None, {}, 0))
+        if name in targets and time.monotonic() < since + 300 and job.tries < 3:
+            self._seal_again(job, targets)
+        elif at in self._due and name in self._due[at][1]:
+            self._lost.add((at, name))                               # it has overtaken `sent`
+        else:
+            self._tell("lost", id=at, name=name)
 
     # -------------------------------------------------------- PROTOCOL: Keys (renewal), Changing the password
 
@@ -1434,6 +1718,8 @@ class Client:
                 transfer.deadline = min(transfer.deadline, time.monotonic() + 5)
 
     def _look_at_the_clock(self):
+        if not self._holding():
+            self._release()
         for transfer in [*self.offers.values(), *self.sending.values(), *self.receiving.values()]:
             if time.monotonic() > transfer.deadline:
                 self._end(transfer, "nothing has come for too long")
@@ -1526,7 +1812,7 @@ def main():
     with open(arguments.key_file, "rb") as file:
         identity, password = open_key_file(file.read(), arguments.user, password)
     client = Client(arguments.host, int(arguments.port), arguments.fingerprint, arguments.user, password, identity,
-                    arguments.key_file + ".known_users", arguments.key_file).connect()
+                    arguments.key_file + ".known_users", arguments.key_file, arguments.key_file + ".mailbox").connect()
     if arguments.register:
         client.register()
     client.login()
@@ -1537,7 +1823,7 @@ def main():
             if not line:
                 return client.logout()
             name, _, text = line.rstrip("\n").partition(": ")
-            job = client.send(name, text) if text and name in client.online else client.broadcast(line.rstrip("\n"))
+            job = client.send(name, text) if text and name in {*client.online, *client.people} else client.broadcast(line.rstrip("\n"))
             print("*", client.wait(lambda: job.done) and job.outcome)
         try:
             client.poll(0.2)

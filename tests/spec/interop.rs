@@ -1,5 +1,5 @@
 //! A client in another language, written from PROTOCOL.md alone, uses these programs: it registers, logs in, chats,
-//! sends and receives files, resumes its session, compares safety numbers, and plays some adversaries.
+//! sends and receives files and mail, resumes its session, compares safety numbers, and plays some adversaries.
 //!
 //! `tests/interop/messenger.py` is that client, `interop.py` the test. They need Python with pycryptodome and
 //! pyOpenSSL; without them, the test is skipped with a notice. `.ci/run` installs them.
