@@ -33,7 +33,7 @@ use crate::protocol::ClientMessage;
 use crate::sync::spawn;
 use error::StartError;
 use net::connect::{self, Connection};
-use net::login::{self, LoggedIn};
+use net::login::{self, Credentials, LoggedIn};
 use net::reconnect::Reconnector;
 use options::Options;
 use screen::prompter::Prompter;
@@ -43,6 +43,7 @@ use std::io::{self, Write};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 use store::history::History;
+use store::mailbox::MailboxFile;
 use store::trust::{Ignored, TrustStore};
 use terminal::charset;
 use terminal::inputs::Inputs;
@@ -70,16 +71,27 @@ pub fn run(options: &Options) -> u8 {
     })
 }
 
+/// In the folder `mailbox`. Backup programs that know the convention then leave its keys out.
+const CACHE_TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
+    # Do not back up this folder: a copy of an erased mailbox key could still open the messages that waited for it.\n";
+
 /// Makes the folders, and closes private files to other users; returns one sentence for each.
 fn prepare(options: &Options) -> Result<Vec<String>, StartError> {
-    let mut folders = vec!["keys", "files", "files/received", "files/sent"];
-    // Without the option, the folder does not exist.
-    folders.extend(options.keep_history.then_some("history"));
-    disk::private_folders(&options.data_dir, &folders).map_err(StartError::Disk)?;
+    let folders = ["keys", "files", "files/received", "files/sent"];
+    // Without its option, a folder does not exist, and does not show that the data folder is ours.
+    let optional = [options.keep_history.then_some("history"), options.mail.then_some("mailbox")];
+    let optional: Vec<_> = optional.into_iter().flatten().collect();
+    for folders in [&folders[..], &optional] {
+        disk::private_folders(&options.data_dir, folders).map_err(StartError::Disk)?;
+    }
+    if options.mail {
+        // It exists, or the keys are backed up.
+        let _ = disk::write_new(&options.data_dir.join("mailbox/CACHEDIR.TAG"), CACHE_TAG);
+    }
     // The user's own folder may contain other files.
     let is_ours = |name: &str| ["known_", "ignored"].iter().any(|begin| name.starts_with(begin));
     let mut closed = disk::close_to_others(&options.data_dir, is_ours);
-    for folder in ["keys", "history"] {
+    for folder in ["keys", "history", "mailbox"] {
         closed.extend(disk::close_to_others(&options.data_dir.join(folder), |_| true));
     }
     Ok(closed)
@@ -96,6 +108,16 @@ fn read_memory(options: &Options) -> Result<Memory, StartError> {
     Ok((trust, ignored, notices))
 }
 
+/// The mailbox file of the account. Mail is not worth a refused login: what fails is reported in `notices`.
+fn mailbox(options: &Options, credentials: &Credentials, notices: &mut Vec<String>) -> MailboxFile {
+    let mut mailbox = MailboxFile::new(options, &credentials.name, &credentials.identity);
+    if let Err(error) = mailbox.load(notices) {
+        notices.push(format!("{error}; this client neither fetches mail nor makes a mailbox key"));
+    }
+    notices.extend(mailbox.notice().map(str::to_string));
+    mailbox
+}
+
 fn begin(
     options: &Options,
     (trust, ignored, mut notices): Memory,
@@ -108,6 +130,7 @@ fn begin(
         let _ = connection.say(&ClientMessage::Logout);
         StartError::Disk(error)
     })?;
+    let _mailbox = mailbox(options, &login.credentials, &mut notices);
     let tls = if options.tls { "" } else { " WITHOUT TLS" };
     let LoggedIn { credentials, key, token, notice } = login;
     notices.extend(notice);
@@ -177,5 +200,50 @@ fn print_last(text: &str) {
     };
     if spawn("print", print).is_ok() {
         let _ = printed.recv_timeout(LAST_WAIT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::options::Request;
+    use crate::crypto::secret::random;
+    use crate::encoding::hex;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn mailbox_folder_is_private_and_left_out_of_backups() {
+        let root = std::env::temp_dir().join(format!("client-{}", hex(&random::<8>())));
+        let prepared = |words: &[&str]| {
+            let words = [&["--data-dir", root.to_str().expect("UTF-8")], words].concat();
+            match options::parse(words.iter().map(|&word| word.into())) {
+                Ok(Request::Run(options)) => prepare(&options).expect("prepared"),
+                _ => panic!("options"),
+            }
+        };
+        let (folder, tag) = (root.join("mailbox"), root.join("mailbox/CACHEDIR.TAG"));
+        let mode = |path: &std::path::Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        prepared(&["--no-mail"]);
+        assert!(!folder.exists());
+        // A data folder of an earlier version may be open to others.
+        fs::write(root.join("known_users"), "").expect("written");
+        fs::set_permissions(&root, Permissions::from_mode(0o755)).expect("opened");
+        prepared(&[]);
+        assert_eq!((mode(&root), mode(&folder), mode(&tag)), (0o700, 0o700, 0o600));
+        let text = fs::read_to_string(&tag).expect("there");
+        assert!(text.starts_with("Signature: 8a477f597d28d172789f06886806bc55\n# "), "{text}");
+        fs::write(&tag, "changed").expect("written");
+        fs::write(folder.join("alice_0"), "").expect("written");
+        fs::set_permissions(folder.join("alice_0"), Permissions::from_mode(0o644)).expect("opened");
+        assert!(prepared(&[]).concat().contains("alice_0: other users had access"));
+        assert_eq!(
+            (mode(&folder.join("alice_0")), fs::read(&tag).expect("there")),
+            (0o600, b"changed".into())
+        );
+        fs::remove_file(&tag).and_then(|()| symlink(root.join("treasure"), &tag)).expect("a link");
+        prepared(&[]);
+        assert!(!root.join("treasure").exists());
+        fs::remove_dir_all(&root).expect("clean up");
     }
 }

@@ -216,7 +216,8 @@ fn full_disk_is_reported_once_and_loses_no_kept_message() {
     // Writes beyond 1 or 2 KiB (the shell chooses the block size) fail as on a full disk.
     let limit = "trap '' XFSZ; ulimit -f 2";
     let mut alice =
-        Client::after(limit, home.0.clone(), server.port, "alice", &["--accept-new", KEEP]).ready();
+        Client::after(limit, home.0.clone(), server.port, "alice", &["--accept-new", KEEP, "--no-mail"])
+            .ready();
     for n in 1..=8 {
         alice.ask(&format!("/msg bob message {n}"), &format!("<alice -> bob> message {n}"));
     }

@@ -653,6 +653,41 @@ fn damaged_memory_of_users_is_reported_before_a_login() {
     alice.ask("anybody?", "! nobody else is online");
 }
 
+/// PROTOCOL#mailbox-file-damage.
+#[test]
+fn mailbox_that_cannot_be_read_stops_no_login() {
+    let (server, home) = (Server::start(), Folder::new());
+    let alice = &["--user", "alice", "--register"];
+    assert_eq!(run(&server, &home, PASSWORD, alice).0, 0);
+    let folder = home.path(".secure_messenger_client/mailbox");
+    let find =
+        |part: &str| support::files(&folder).into_iter().find(|path| path.to_string_lossy().contains(part));
+    let path = find("alice_").expect("the mailbox");
+    std::fs::write(&path, "{}\n").expect("written");
+    let set_aside = "line 1 is damaged, or belongs to another key; the file is set aside in ";
+    ends(&server, &home, PASSWORD, alice, (0, &["! ", set_aside, "restore the file from a copy"]));
+    assert_eq!(std::fs::read(find(".set-aside-").expect("the damaged one")).expect("there"), b"{}\n");
+    // The new file is in order.
+    let (status, lines) = run(&server, &home, PASSWORD, alice);
+    assert!(status == 0 && !lines.iter().any(|line| line.starts_with("! ")), "{lines:#?}");
+    std::fs::remove_file(&path).and_then(|()| std::fs::create_dir(&path)).expect("in the way");
+    let neither = "this client neither fetches mail nor makes a mailbox key";
+    ends(&server, &home, PASSWORD, alice, (0, &["! ", "alice_", neither]));
+}
+
+/// PROTOCOL#mailbox-file-lock.
+#[test]
+fn client_without_the_lock_of_its_mailbox_reports_it() {
+    let (server, home) = (Server::start(), Folder::new());
+    let alice = &["--user", "alice", "--register"];
+    assert_eq!(run(&server, &home, PASSWORD, alice).0, 0);
+    let folder = home.path(".secure_messenger_client/mailbox");
+    let path = support::files(&folder).into_iter().find(|path| !path.ends_with("CACHEDIR.TAG"));
+    let other = std::fs::File::open(path.expect("the mailbox")).expect("opens");
+    other.lock().expect("locks");
+    ends(&server, &home, PASSWORD, alice, (0, &["! another client is using your mailbox"]));
+}
+
 #[test]
 fn password_file_that_others_can_read_is_refused() {
     let server = Server::start();

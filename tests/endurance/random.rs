@@ -115,6 +115,12 @@ fn altered_history_is_read_up_to_the_alteration() {
     holds(&disk::HISTORY);
 }
 
+/// PROTOCOL#mailbox-file-damage, PROTOCOL#mailbox-file-form.
+#[test]
+fn altered_mailbox_file_is_read_so_far_or_set_aside() {
+    holds(&disk::MAILBOX);
+}
+
 #[test]
 fn certificate_file_is_valid_or_an_error_with_its_path() {
     holds(&disk::CERTIFICATES);

@@ -8,8 +8,9 @@ use crate::support::Folder;
 use miniserde::{Deserialize, json};
 use secure_messenger::auth::{self, PasswordKey, PendingLogin};
 use secure_messenger::client::audience::{Audience, Partners};
-use secure_messenger::client::options::{self, Request};
+use secure_messenger::client::options::{self, Options, Request};
 use secure_messenger::client::store::history::{History, Message};
+use secure_messenger::client::store::mailbox::MailboxFile;
 use secure_messenger::crypto::chunk::Plan;
 use secure_messenger::crypto::envelope::{Envelope, Kind, MAX_CIPHERTEXT, Scope, Sealed};
 use secure_messenger::crypto::key_file::{self, KeyFileError, Login};
@@ -43,7 +44,8 @@ struct Vectors {
     oaep: Vec<OaepVector>,
     pss: Vec<PssVector>,
     key_file: KeyFileVector,
-    history: HistoryVector,
+    history: SealedFileVector,
+    mailbox_file: SealedFileVector,
     certificate: CertificateVector,
     mailbox_certificate: CertificateVector,
     logins: Vec<LoginVector>,
@@ -129,7 +131,7 @@ struct PssVector {
 }
 
 #[derive(Deserialize)]
-struct HistoryVector {
+struct SealedFileVector {
     owner: String,
     server: String,
     key: String,
@@ -470,18 +472,60 @@ fn signatures_by_other_implementations_verify() {
     }
 }
 
-/// A JSON text in which the base64 of `field` begins with another character.
+/// Options of a client of `server` that keeps messages.
+fn options_of(home: &Folder, server: &str) -> Options {
+    let (host, port) = server.split_once(':').expect("an address");
+    let data = home.0.to_str().expect("UTF-8");
+    let words = ["--keep-history", "--data-dir", data, "--host", host, "--port", port];
+    match options::parse(words.map(Into::into)) {
+        Ok(Request::Run(options)) => *options,
+        _ => panic!("options"),
+    }
+}
+
+/// PROTOCOL#mailbox-file-form, PROTOCOL#mailbox-file-key, PROTOCOL#mailbox-file-record.
+#[test]
+fn mailbox_file_made_by_another_implementation_loads() {
+    let (v, home) = (vectors(), Folder::new());
+    let SealedFileVector { owner, server, key: documented, file, text } = &v.mailbox_file;
+    let (identity, owner) = (v.identity(), name(owner));
+    assert_eq!(identity.mailbox_file_key(&owner, server), key(documented));
+    let options = options_of(&home, server);
+    fs::create_dir(home.path("mailbox")).expect("a folder");
+    let load = |text: &str, notices: &mut Vec<String>| {
+        fs::write(home.path("mailbox").join(file), text).expect("written");
+        let mut mailbox = MailboxFile::new(&options, &owner, &identity);
+        mailbox.load(notices).expect("loads");
+        mailbox
+    };
+    let mut notices = Vec::new();
+    let mailbox = load(text, &mut notices);
+    assert!(notices.is_empty(), "{notices:?}");
+    let keys: Vec<_> = mailbox.keys().map(|key| (key.key.fingerprint(), key.created)).collect();
+    assert_eq!(keys, [(v.session().fingerprint(), 1_800_000_000_000)]);
+    for (from, session, sequence, id, is_shown) in
+        [("bob", 0x11, 1, 0x21, true), ("Carol-3", 0x12, (1 << 53) + 1, 0x22, false)]
+    {
+        let highest = mailbox.sequence(keys[0].0, &name(from), Fingerprint([session; 32]));
+        assert_eq!(highest, Some(sequence), "{from}");
+        assert!(mailbox.is_taken(&[id; 32]) && mailbox.is_shown(&[id; 32]) == is_shown, "{from}");
+    }
+    drop(mailbox);
+    for field in ["nonce", "data", "tag"] {
+        let mut notices = Vec::new();
+        assert_eq!(load(&altered(text, field), &mut notices).keys().count(), 0);
+        assert!(notices.concat().contains("line 1 is damaged"), "{field}: {notices:?}");
+    }
+}
+
 /// PROTOCOL#history-file, PROTOCOL#history-key, PROTOCOL#history-chain, PROTOCOL#history-record.
 #[test]
 fn history_made_by_another_implementation_loads() {
     let (v, home) = (vectors(), Folder::new());
-    let HistoryVector { owner, server, key: documented, file, text } = &v.history;
+    let SealedFileVector { owner, server, key: documented, file, text } = &v.history;
     let (identity, owner) = (v.identity(), name(owner));
     assert_eq!(identity.history_key(&owner, server), key(documented));
-    let (host, port) = server.split_once(':').expect("an address");
-    let data = home.0.to_str().expect("UTF-8");
-    let words = ["--keep-history", "--data-dir", data, "--host", host, "--port", port];
-    let Ok(Request::Run(options)) = options::parse(words.map(Into::into)) else { panic!("options") };
+    let options = options_of(&home, server);
     fs::create_dir(home.path("history")).expect("a folder");
     fs::write(home.path("history").join(file), text).expect("written");
     let mut history = History::new(&options, &owner, &identity);
@@ -503,6 +547,7 @@ fn history_made_by_another_implementation_loads() {
     }
 }
 
+/// A JSON text in which the base64 of `field` begins with another character.
 fn altered(text: &str, field: &str) -> String {
     let start = format!("\"{field}\": \"");
     let at = text.find(&start).expect("the field") + start.len();

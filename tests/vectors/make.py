@@ -282,16 +282,28 @@ def key_file_vector(owner, password, rounds):
 
 
 def history_vector(owner, server, messages):
-    random = stream("history")
+    return sealed_vector("history", owner, server, [json.dumps(message).encode() for message in messages])
+
+
+def mailbox_file_vector(owner, server, created, messages):
+    records = [b"\1" + created.to_bytes(8, "big") + SESSION.export_key("DER", pkcs=8)]
+    for sender, session, sequence, message_id in messages:
+        key = sha256(spki(SESSION))
+        records.append(b"\2" + key + session + sequence.to_bytes(8, "big") + message_id + sender.encode())
+    records.append(b"\3" + messages[0][3])
+    return sealed_vector("mailbox file", owner, server, records)
+
+
+def sealed_vector(what, owner, server, records):
+    random = stream(what)
     secret = IDENTITY.export_key("DER", pkcs=8)
-    key = HMAC.new(secret, fields(label("history key"), owner, server), SHA256).digest()
+    key = HMAC.new(secret, fields(label(what + " key"), owner, server), SHA256).digest()
     lines, last = "", b""
-    for index, message in enumerate(messages):
-        text = json.dumps(message).encode()
-        padded = len(text).to_bytes(4, "big") + text
+    for index, record in enumerate(records):
+        padded = len(record).to_bytes(4, "big") + record
         padded += bytes(-len(padded) % 256)
         nonce = random(12)
-        data, last = gcm(key, nonce, fields(label("history"), owner, server, index, last), padded)
+        data, last = gcm(key, nonce, fields(label(what), owner, server, index, last), padded)
         lines += json.dumps({"nonce": b64(nonce), "data": b64(data), "tag": b64(last)}) + "\n"
     file = owner + "_" + sha256(server.encode()).hex()[:16]
     return {"owner": owner, "server": server, "key": key.hex(), "file": file, "text": lines}
@@ -621,6 +633,12 @@ def main():
                 {"time": 1_800_000_000_002, "scope": "room", "from": "alice", "to": "bob", "text": "x" * 300},
                 {"time": 1_800_000_000_003, "scope": "room", "from": "bob", "to": "alice,carol", "text": "three"},
             ],
+        ),
+        "mailbox_file": mailbox_file_vector(
+            "alice",
+            "localhost:1315",
+            1_800_000_000_000,
+            [("bob", b"\x11" * 32, 1, b"\x21" * 32), ("Carol-3", b"\x12" * 32, 2**53 + 1, b"\x22" * 32)],
         ),
         "certificate": certificate_vector("alice", 1_800_000_000_000),
         "mailbox_certificate": certificate_vector("alice", 1_800_000_000_000, "mailbox"),

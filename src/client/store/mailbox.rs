@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 /// The most keys: each absence adds one, and the next login removes it unless its mail is not settled.
 /// PROTOCOL#mailbox-file-limits.
-const MAX_KEYS: usize = 16;
+pub const MAX_KEYS: usize = 16;
 /// The most messages of which something is recorded, at 1 KiB each: servers keep 1,000 for a user by default.
 /// PROTOCOL#mailbox-file-limits.
 const MAX_MESSAGES: usize = 20_000;
@@ -195,7 +195,7 @@ impl MailboxFile {
     }
 
     /// The keys, in the order in which they were added.
-    pub fn keys(&self) -> impl Iterator<Item = &MailboxKey> {
+    pub fn keys(&self) -> impl DoubleEndedIterator<Item = &MailboxKey> {
         self.content.keys.iter()
     }
 

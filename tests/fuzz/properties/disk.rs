@@ -1,14 +1,15 @@
-//! Files read back from disk: accounts, the client's memory of others, the kept history, certificates.
+//! Files read back from disk: accounts, the client's memory of others, the kept history, the mailbox file, certificates.
 //!
 //! All files are in the system's temporary folder: `TMPDIR=/dev/shm` keeps them off the disk.
 
 use super::{Choices, Property, no_examples};
 use secure_messenger::client::audience::Audience;
-use secure_messenger::client::options::{self, Request};
+use secure_messenger::client::options::{self, Options, Request};
 use secure_messenger::client::store::history::{History, Message};
+use secure_messenger::client::store::mailbox::{MailboxFile, Taken};
 use secure_messenger::client::store::trust::{Ignored, KnownServers, Trust, TrustStore};
 use secure_messenger::clock;
-use secure_messenger::crypto::keys::IdentityKey;
+use secure_messenger::crypto::keys::{IdentityKey, NewMailboxKey};
 use secure_messenger::crypto::public::Fingerprint;
 use secure_messenger::name::Username;
 use secure_messenger::records::asides;
@@ -26,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const USERS: Property = Property { name: "users", holds: users, examples: no_examples };
 pub const RECORDS: Property = Property { name: "records", holds: records, examples: some_records };
 pub const HISTORY: Property = Property { name: "history", holds: history, examples: no_examples };
+pub const MAILBOX: Property = Property { name: "mailbox", holds: mailbox, examples: no_examples };
 pub const CERTIFICATES: Property =
     Property { name: "certificates", holds: certificates, examples: some_certificates };
 
@@ -163,7 +165,7 @@ fn told(folder: &Folder) -> Vec<(String, u32)> {
 /// of locks contains, no lock is longer than a new one.
 fn records(bytes: &[u8]) {
     let folder = Folder::new();
-    let bob: Username = "bob".parse().expect("name");
+    let bob = name("bob");
     let open = || TrustStore::open(&folder.0, "a:1");
     let path = folder.write("known_users", bytes);
     match open() {
@@ -259,25 +261,36 @@ fn some_records() -> Vec<Vec<u8>> {
     texts.map(String::into_bytes).to_vec()
 }
 
-fn history_in(folder: &Path) -> History {
-    static IDENTITY: LazyLock<IdentityKey> = LazyLock::new(IdentityKey::generate);
+static IDENTITY: LazyLock<IdentityKey> = LazyLock::new(IdentityKey::generate);
+
+fn options_in(folder: &Path) -> Options {
     let words = ["--keep-history", "--data-dir", folder.to_str().expect("UTF-8")];
     match options::parse(words.into_iter().map(Into::into)) {
-        Ok(Request::Run(options)) => History::new(&options, &"alice".parse().expect("name"), &IDENTITY),
+        Ok(Request::Run(options)) => *options,
         _ => panic!("options"),
     }
 }
 
-/// The folder's only history file.
-fn history_file(folder: &Path) -> PathBuf {
-    let mut files = fs::read_dir(folder.join("history")).expect("a folder");
-    files.next().expect("one").expect("an entry").path()
+fn name(text: &str) -> Username {
+    text.parse().expect("name")
+}
+
+fn history_in(folder: &Path) -> History {
+    History::new(&options_in(folder), &name("alice"), &IDENTITY)
+}
+
+/// The name and bytes of the only file in a folder.
+fn only_file(folder: &Path) -> (String, Vec<u8>) {
+    let mut files = fs::read_dir(folder).expect("a folder");
+    let path = files.next().expect("one").expect("an entry").path();
+    let name = path.file_name().expect("named").to_str().expect("UTF-8").to_owned();
+    (name, fs::read(path).expect("there"))
 }
 
 /// Its messages.
 fn kept() -> VecDeque<Message> {
     let texts = ["one", "two\nlines, @alice", "", "é"];
-    let from = "bob".parse::<Username>().expect("name");
+    let from = name("bob");
     let said = (1..).zip(texts).map(|(time, text)| (time, text.to_string(), from.clone()));
     said.map(|(time, text, from)| Message { time, from, to: Audience::Everyone, text }).collect()
 }
@@ -291,16 +304,12 @@ static FILE: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
     for message in kept() {
         history.append(message, [].into_iter()).expect("appended");
     }
-    let path = history_file(&folder.0);
-    let name = path.file_name().expect("named").to_str().expect("UTF-8").to_owned();
-    (name, fs::read(path).expect("there"))
+    only_file(&folder.0.join("history"))
 });
 
-/// From an altered history, the client reads the first entries, or none, and leaves the file unchanged.
-fn history(data: &[u8]) {
-    let ((name, bytes), entries) = (&*FILE, kept());
-    let mut choices = Choices(data);
-    let mut bytes = bytes.clone();
+/// Alters, moves, repeats, removes and adds lines.
+fn alter(bytes: &[u8], mut choices: Choices) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
     while !choices.is_empty() {
         let mut lines: Vec<Vec<u8>> = bytes.split_inclusive(|byte| *byte == b'\n').map(Into::into).collect();
         let count = lines.len().max(1);
@@ -315,6 +324,13 @@ fn history(data: &[u8]) {
         }
         bytes = lines.concat();
     }
+    bytes
+}
+
+/// From an altered history, the client reads the first entries, or none, and leaves the file unchanged.
+fn history(data: &[u8]) {
+    let ((name, bytes), entries) = (&*FILE, kept());
+    let bytes = alter(bytes, Choices(data));
     let folder = Folder::new();
     fs::create_dir(folder.0.join("history")).expect("a folder");
     let path = folder.write(&format!("history/{name}"), &bytes);
@@ -339,6 +355,50 @@ fn history(data: &[u8]) {
 fn refused_history(error: &io::Error, path: &Path, bytes: &[u8]) {
     refused(error, path, bytes);
     assert!(error.to_string().contains("/history forget"), "{error}");
+}
+
+fn taken(id: u8) -> Taken {
+    let (key, session) = (Fingerprint([1; 32]), Fingerprint([2; 32]));
+    Taken { key, from: name("bob"), session, sequence: id.into(), id: [id; 32] }
+}
+
+/// The mailbox file of alice, which must load, and its records as far as they were read.
+fn mailbox_in(folder: &Path) -> (MailboxFile, [bool; 4]) {
+    let mut mailbox = MailboxFile::new(&options_in(folder), &name("alice"), &IDENTITY);
+    mailbox.load(&mut Vec::new()).expect("loads");
+    assert!(mailbox.is_usable());
+    let has_key = mailbox.keys().any(|key| key.created == 1);
+    let found = [has_key, mailbox.is_taken(&[1; 32]), mailbox.is_taken(&[2; 32]), mailbox.is_shown(&[1; 32])];
+    (mailbox, found)
+}
+
+/// The name and bytes of a mailbox file.
+static MAILBOX_FILE: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
+    let folder = Folder::new();
+    fs::create_dir(folder.0.join("mailbox")).expect("a folder");
+    let (mut mailbox, found) = mailbox_in(&folder.0);
+    mailbox.add(NewMailboxKey::generate(), 1).expect("added");
+    mailbox.take(&[taken(1), taken(2)]).and_then(|()| mailbox.shown(&[[1; 32]])).expect("recorded");
+    drop(mailbox);
+    assert!(found == [false; 4] && mailbox_in(&folder.0).1 == [true; 4]);
+    only_file(&folder.0.join("mailbox"))
+});
+
+/// From an altered mailbox file, the client reads the first records, or sets all of it aside; nothing is lost, and the
+/// next record is found again.
+fn mailbox(data: &[u8]) {
+    let (name, bytes) = &*MAILBOX_FILE;
+    let bytes = alter(bytes, Choices(data));
+    let folder = Folder::new();
+    fs::create_dir(folder.0.join("mailbox")).expect("a folder");
+    let path = folder.write(&format!("mailbox/{name}"), &bytes);
+    let (mut mailbox, found) = mailbox_in(&folder.0);
+    assert!(found.is_sorted_by(|one, next| one >= next), "{found:?}");
+    nothing_is_lost(&path, &bytes);
+    mailbox.take(&[taken(3)]).expect("recorded");
+    drop(mailbox);
+    let (mailbox, again) = mailbox_in(&folder.0);
+    assert!(again == found && mailbox.is_taken(&[3; 32]));
 }
 
 /// A certificate file is either a certificate with a known end, or an error that names the path.
