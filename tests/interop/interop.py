@@ -107,7 +107,7 @@ class World:
                         return result
             left = deadline - time.monotonic()
             check(left > 0, f"timed out waiting for {reason}")
-            for ready in select.select([*self.processes, *self.clients], [], [], left)[0]:
+            for ready in select.select([*self.processes, *self.clients], [], [], min(left, 0.2))[0]:    # files change without an event
                 if isinstance(ready, Rust):
                     ready.read()
 
@@ -231,6 +231,36 @@ def vectors_keys_and_login(v):
         check(identity.public.verify(proof, m.binary(response, "proof", 256)), "login proof")
     x = v["safety_number"]
     check(m.safety_number(*zip(x["names"], map(unhex, x["fingerprints"]))) == x["number"], "safety number")
+
+
+# PROTOCOL#mailbox-file-form, PROTOCOL#mailbox-file-key, PROTOCOL#mailbox-file-record.
+def vectors_mailbox_file(v):
+    x, identity, session = v["mailbox_file"], PrivateKey(unhex(v["identity"]["pkcs8"])), PrivateKey(unhex(v["session"]["pkcs8"]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, x["file"])
+        check(x["file"] == m.name_hash(x["owner"], x["server"]), "the name of the file")
+
+        def opened(text):
+            with open(path, "w") as file:
+                file.write(text)
+            return m.Mailbox(path, identity, x["owner"], x["server"])
+        mailbox, key = opened(x["text"]), session.public.fingerprint
+        check(mailbox._secret.hex() == x["key"], "the key of the file")
+        for again in (False, True):                                  # as it is, and as this client writes it
+            check([(at, created) for at, (_, created) in mailbox.keys.items()] == [(key, 1_800_000_000_000)], mailbox.keys)
+            check(mailbox.taken == {("bob", b"\x11" * 32, key, 1): b"\x21" * 32, ("Carol-3", b"\x12" * 32, key, 2**53 + 1): b"\x22" * 32}, mailbox.taken)
+            check(mailbox.shown == {("bob", b"\x21" * 32)}, mailbox.shown)
+            mailbox.erase([bytes(32)])
+            mailbox.close()
+            mailbox = m.Mailbox(path, identity, x["owner"], x["server"])
+        mailbox.erase([key])
+        mailbox.close()
+        mailbox = m.Mailbox(path, identity, x["owner"], x["server"])
+        check((mailbox.keys, mailbox.taken, mailbox.shown) == ({}, {}, set()), "an erased key has left something")
+        mailbox.close()
+        lines = x["text"].splitlines()
+        for spoiled in (lines[1:], [lines[0], *lines[2:]], [lines[1], lines[0], *lines[2:]]):
+            refused("decrypt", lambda: opened("\n".join(spoiled)))
 
 
 def recipient_of_vectors(v, session):
@@ -818,6 +848,7 @@ def arrives(world, name, *options, identity=None, mailbox=None):
 
 
 def leaves(world, client, others=()):
+    world.until(lambda: all(client.name in other.online for other in others), f"the presence of {client.name}")
     world.clients.remove(client)
     client.logout()
     client.mailbox.close()
@@ -897,6 +928,7 @@ def changes_of_key(world, alice, bob, carol):
         carol._acknowledge()
         world.clients.remove(carol)                                  # she reads and acknowledges nothing any more
         alice._on_sent = heard.append if overtaken else answered
+        world.until(lambda: "carol" in alice.online, "carol's presence")
         jobs = [alice.send("carol", "lost 1"), *alice.room(["carol"], "lost 2"), alice.send("carol", "lost 3")]
         world.until(lambda: len(heard) == 3 or all(job.outcome == {"carol": "delivered"} for job in jobs), "the answers")
         carol._send({"type": "logout"})
@@ -955,6 +987,7 @@ def mail_that_fails_a_check(world, alice, carol):
     world.log_in(carol)
     world.until(lambda: heard, "the mail")
     carol._hold_until += 600
+    world.until(lambda: "carol" in alice.online, "carol's presence")
     world.delivered(alice.send("carol", "live"), alice.broadcast("for all"))
     world.event(carol, "message", text="for all")                    # only what is for one recipient waits for the mail
     first, second, third = (kept["message"] for kept in heard[0]["mail"])
@@ -1077,6 +1110,154 @@ def undecided_mail(world, alice, carol):
     leaves(world, carol, [alice])
 
 
+# PROTOCOL#keeping, PROTOCOL#lost.
+def mail_from_rust(world, alice, carol, rob):
+    """The reference's client seals for the mailbox key of a Python client: at once, after `stale`, and after `lost`."""
+    world.delivered(alice.send("rob", "hello"))
+    rob.expect("<alice -> rob> hello")
+    leaves(world, alice, [carol])
+    rob.expect("* alice has left")
+    rob.say("/msg alice one", "/room alice carol", "two", "/leave", "/msg alice three")
+    for text in ("one", "two", "three"):
+        rob.expect(f'* kept for alice until they log in ("{text}")')
+    world.event(carol, "message", name="rob", text="two", mail=False)
+    world.kill_server()
+    world.log_in(carol)
+    world.until(lambda: "rob" in carol.online, "rob's return")
+    rob.say("/msg alice four")
+    rob.expect('* kept for alice until they log in ("four")')
+    alice = returns(world, alice)
+    arrived = [(event.text, event.members, event.marked) for event in alice.events if event.kind == "message" and event.name == "rob"]
+    members = ["alice", "carol", "rob"]
+    check(arrived == [("one", [], False), ("two", members, False), ("three", [], False), ("four", [], False)], arrived)
+    messages(alice)
+    rob.say("/msg alice live")                                       # rob has the former mailbox key
+    world.event(alice, "message", text="live", mail=False)
+    alice._acknowledge()
+    world.clients.remove(alice)                                      # she reads and acknowledges nothing any more
+    rob.say(*(f"/msg alice lost {i}" for i in range(3)))
+    rob.expect("<rob -> alice> lost 2")
+    alice._send({"type": "logout"})
+    for i in range(3):
+        rob.expect(f'* kept for alice until they log in ("lost {i}")')
+    alice.mailbox.close()
+    alice = returns(world, alice)
+    arrived = [(event.text, event.marked) for event in alice.events if event.kind == "message"]
+    check(arrived == [(f"lost {i}", True) for i in range(3)], arrived)
+    messages(alice)
+    return alice
+
+
+def key_of_rust(world, before=None):
+    """The certificate of rob's mailbox key, once the server has another one than before."""
+    def found():
+        if os.path.exists(path := world.path("server", "mail", "rob", "key")):
+            with open(path) as file:
+                return (text := file.read()) != before and text
+    return world.until(found, "rob's mailbox key")
+
+
+def mail_to_rust(world, alice, carol, rob):
+    """The reference's client fetches what Python clients have sealed for its mailbox key: once, in order, above what is live."""
+    key = key_of_rust(world)
+
+    def left():
+        rob.say("/exit")
+        world.until(lambda: rob.process.poll() == 0 and "rob" not in {*alice.online, *carol.online}, "the end of rob's client")
+
+    def heard(*lines):
+        for line in lines:
+            rob.expect(line)
+        problems = [line for line in rob.lines if line.startswith(("!", "<"))]
+        check(not problems, problems)
+
+    left()
+    private = alice.send("rob", "one")
+    to_carol, to_rob = alice.room(["rob", "carol"], "two")
+    world.delivered(to_carol)
+    world.outcome("kept", private, to_rob)
+    to_alice, from_carol = carol.room(["alice", "rob"], "three")
+    world.delivered(to_alice)
+    world.outcome("kept", from_carol, *(alice.send("rob", f"four {i}") for i in range(20)))
+    world.kill_server()
+    for client in (alice, carol):
+        world.log_in(client)
+    world.outcome("kept", alice.send("rob", "five"))
+    rob = world.rust("rob")
+    rob.expect(re.compile(r"^\* 24 messages "))
+    order = [line for line in heard_in_order(world, rob, 24) if line.startswith("<alice")]
+    check(order == ["<alice -> rob> one (sent again)", "<alice -> carol, rob> two", *(f"<alice -> rob> four {i}" for i in range(20)), "<alice -> rob> five"], order)
+    key = key_of_rust(world, key)
+    world.delivered(alice.send("rob", "live"))
+    heard("<alice -> rob> live (sent again)")
+    left()
+    rob = world.rust("rob")
+    rob.expect(re.compile("^\\* logged in as rob"))
+    key = key_of_rust(world, key)
+    heard()
+    left()
+    # Each implementation uses the other's mailbox file.
+    world.outcome("kept", alice.send("rob", "for a key that Rust has made"))
+    with open(world.path("rob", "keys", "rob_private.key"), "rb") as file:
+        identity, password = m.open_key_file(file.read(), "rob", typed("rob"))
+    file = os.path.join("rob", "mailbox", m.name_hash("rob", f"127.0.0.1:{world.port}"))
+    other = world.log_in(world.python("rob", identity, password, mailbox=file))
+    world.event(other, "mailbox_set")
+    check([text for *_, text, _ in messages(other)] == ["for a key that Rust has made"], other.events)
+    leaves(world, other, [alice, carol])
+    world.outcome("kept", alice.send("rob", "for a key that Python has made"))
+    rob = world.rust("rob")
+    heard("<alice -> rob> for a key that Python has made (sent again)")
+    left()
+
+
+def false_mail_for_rust(world, alice, carol):
+    """Rob's client confirms mail that fails a check, and shows only what is genuine."""
+    copied = alice.send("rob", "copied")
+    world.outcome("kept", copied, carol.send("rob", "from carol"))
+    key = alice.person("rob").session
+
+    def shot(client, text="forged", after={}, **members):
+        conversation = client.key.public.fingerprint, key.fingerprint
+        client.person("rob").sequences[conversation] += 1
+        given = {"sender": client.name, "kind": "message", "scope": "private", "recipient": "rob", "recipient_key": key.fingerprint,
+                 "session": conversation[0], "sequence": client.person("rob").sequences[conversation], "time": m.now()}
+        message_key = m.secrets.token_bytes(32)
+        envelope = Envelope.seal(client.identity, text.encode(), message_key, **{**given, **members})
+        envelope.__dict__.update(after)
+        if "signature" not in after:
+            envelope.signature = client.identity.sign(envelope.signed())
+        wrapped = envelope.wrap(key, message_key)
+        client._last_id += 1
+        job = m.Job(["rob"], "", "message", "private")
+        client._due[client._last_id] = job, {"rob": (key.fingerprint, "mailbox")}
+        client._send({"type": "encrypted_send", "id": client._last_id, "targets": ["rob"], "keys": {"rob": m.base64_of(wrapped)}, **envelope.wire()})
+        world.outcome("kept", job)
+
+    for members, after in (({"sequence": 1}, {}), ({"recipient_key": bytes(32)}, {}), ({"scope": "room"}, {}), ({}, {"signature": bytes(256)}), ({}, {"identity": bytes(32)}),
+                           ({}, {"commitment": bytes(32)}), ({}, {"tag": bytes(16)})):
+        shot(alice, after=after, **members)
+    # Ids belong to their senders: carol cannot have alice's text taken for one that was shown.
+    shot(carol, "first under that id", again=b"i" * 32)
+    shot(alice, "second under that id", again=b"i" * 32)
+    world.outcome("kept", alice.send("rob", "genuine"))
+    rob = world.rust("rob")
+    lines = heard_in_order(world, rob, 5)
+    check(lines == ["<alice -> rob> copied", "<carol -> rob> from carol", "<carol -> rob> first under that id (sent again)",
+                    "<alice -> rob> second under that id (sent again)", "<alice -> rob> genuine"], lines)
+    world.until(lambda: os.listdir(world.path("server", "mail", "rob")) == ["key"], "the deletion of all mail")
+    rob.say("/exit")
+    world.until(lambda: rob.process.poll() == 0, "the end of rob's client")
+
+
+def heard_in_order(world, rust, count):
+    shown = lambda: [line for line in rust.lines if line.startswith("<")]
+    world.until(lambda: len(shown()) >= count, f"{count} messages")
+    lines = shown()
+    rust.lines.clear()
+    return lines
+
+
 def server_without_mail(world, alice):
     world.kill_server("--mail", "0")
     world.log_in(alice)
@@ -1108,7 +1289,7 @@ def main():
                 vectors = json.load(file)
             world.start_server()
             bob, carol = (world.rust(who, "--register") for who in ("bob", "carol"))    # start in the background
-            for function in (vectors_primitives, vectors_keys_and_login, vectors_envelopes, vectors_chunks):
+            for function in (vectors_primitives, vectors_keys_and_login, vectors_mailbox_file, vectors_envelopes, vectors_chunks):
                 step(function, vectors)
             alice = step(registration_and_login, world)
             for who, rust in (("bob", bob), ("carol", carol)):

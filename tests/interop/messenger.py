@@ -298,12 +298,9 @@ def as_members(logins):
 
 def keep_logins(path, logins):
     with open(path) as file:
-        replace_file(path, json.dumps({**json.load(file), "logins": as_members(logins)}))
-
-
-def replace_file(path, text):
+        text = json.dumps({**json.load(file), "logins": as_members(logins)}) + "\n"
     with os.fdopen(os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + ".tmp", path)
@@ -464,6 +461,11 @@ class Envelope:
 
 
 # ---------------------------------------------------------------- PROTOCOL: Mailbox file
+
+def name_hash(name, server):
+    """The name of a file of one account on one server."""
+    return f"{name}_{sha256(server.encode())[:8].hex()}"
+
 
 class Mailbox:
     """The private mailbox keys of one account on one machine, and records of the mail for them: a chain of sealed lines."""
