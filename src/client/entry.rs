@@ -29,6 +29,8 @@ pub enum SendState {
     UnderWay,
     /// The server has accepted it for its recipients, of a broadcast for at least one.
     Taken,
+    /// The server has accepted it for all recipients, and keeps it for these, who are absent.
+    Kept(String),
     /// Only some members of the room received it: how many, and why the others did not.
     Partly(String),
     /// Nobody received it, for this reason.
@@ -39,7 +41,7 @@ impl SendState {
     /// Why recipients did not receive it, if so.
     pub fn problem(&self) -> Option<&str> {
         match self {
-            SendState::UnderWay | SendState::Taken => None,
+            SendState::UnderWay | SendState::Taken | SendState::Kept(_) => None,
             SendState::Partly(why) | SendState::Failed(why) => Some(why),
         }
     }
@@ -102,6 +104,8 @@ pub struct Entry {
     pub trust: Option<Trust>,
     /// The number and the state of an own message; `None` for anything else.
     pub sending: Option<(u64, SendState)>,
+    /// Whether it was shown before as accepted, so that only its state is new.
+    pub is_update: bool,
     /// The columns that it was last wrapped for, and the rows that it took: a cache that makes scrolling cheap.
     pub wrapped: Cell<(usize, usize)>,
 }
@@ -110,7 +114,8 @@ impl Entry {
     /// A new entry. `text` is sanitised, `time` is in milliseconds since 1970.
     pub fn new(time: u64, source: Source, place: Place, text: String) -> Entry {
         let wrapped = Cell::default();
-        Entry { time, source, place, text, mention: false, trust: None, sending: None, wrapped }
+        let (mention, trust, sending, is_update) = (false, None, None, false);
+        Entry { time, source, place, text, mention, trust, sending, is_update, wrapped }
     }
 
     /// The number of an own message.

@@ -126,10 +126,16 @@ impl Front for Plain {
                 self.printer.print(format!("* {} {}", clock::date_minute(entry.time), entry.text));
             }
             Display::Entry(entry) => {
-                self.printer.print_at(entry.time, entry.line());
-                if let Some((_, SendState::Partly(why))) = &entry.sending {
-                    self.printer.print(format!("! delivered to {why} ({})", quoted(&entry.text)));
+                let has_failed = matches!(entry.sending, Some((_, SendState::Failed(_))));
+                if has_failed || !entry.is_update {
+                    self.printer.print_at(entry.time, entry.line());
                 }
+                let state = match &entry.sending {
+                    Some((_, SendState::Kept(waits))) => format!("* {waits}"),
+                    Some((_, SendState::Partly(why))) => format!("! delivered to {why}"),
+                    _ => return None,
+                };
+                self.printer.print(format!("{state} ({})", quoted(&entry.text)));
             }
             Display::Progress(text) => self.printer.print(format!("* {text}")),
             Display::View(_) => {

@@ -243,7 +243,7 @@ impl Session {
                 self.connection.answered();
                 self.outbox.sent(cx, &mut self.contacts, &sent);
             }
-            ServerMessage::Lost(lost) => self.outbox.lost(cx, &self.contacts, &lost),
+            ServerMessage::Lost(lost) => self.outbox.lost(cx, &mut self.contacts, &lost),
             ServerMessage::Error(failure) => self.failure(&failure),
             // The link and the threads of transfers handle the last five. This client has no mailbox.
             ServerMessage::Registered
@@ -262,9 +262,12 @@ impl Session {
     }
 
     fn presence(&mut self, presence: Presence) {
+        for name in &presence.joined {
+            self.contacts.forget_key(name, |key| key.is_mailbox);
+        }
         let (left, ends_list) = self.online.take(&mut self.cx, presence);
         for name in &left {
-            self.contacts.forget_session(name);
+            self.contacts.forget_key(name, |key| !key.is_mailbox);
             self.files.left(&mut self.cx, name);
         }
         if ends_list {
@@ -320,10 +323,11 @@ impl Session {
             Learned::Outdated => Some(Missed::NoKey),
             Learned::Known | Learned::Reverted => None,
         };
-        let key = self.session_key(name);
-        if let Some(why) = missed.or(if key.is_none() { Some(Missed::Offline) } else { None }) {
+        let has_key = self.contacts.find(name).is_some_and(|contact| contact.key.is_some());
+        if let Some(why) = missed.or(if has_key { None } else { Some(Missed::Offline) }) {
             self.outbox.give_up(&mut self.cx, &self.contacts, name, why);
         }
+        let key = self.session_key(name);
         self.read_inbox(name);
         self.files.keys(&mut self.cx, name, key.as_ref());
         self.contacts.tell_awaited(&mut self.cx, name);
@@ -341,7 +345,7 @@ impl Session {
     /// The session key of `name`, if something can be sealed for it.
     fn session_key(&self, name: &Username) -> Option<SessionPublicKey> {
         let contact = self.contacts.find(name).filter(|contact: &&Contact| !contact.has_changed());
-        contact.and_then(|contact| contact.session.clone())
+        contact.and_then(|contact| contact.session_key().cloned())
     }
 
     // ---- envelopes from other users

@@ -4,6 +4,7 @@ mod chat;
 mod files;
 mod history;
 mod login;
+mod mail;
 mod password;
 mod reconnect;
 mod rooms;

@@ -5,8 +5,8 @@
 
 use crate::support::{
     Bare, Client, DATA, DEADLINE, EVERYONE, Folder, Gate, Operator, Output, PASSWORD, Person, Raw, Server,
-    assert_harmless, delivery, header, home_with, memory_of, message, name, newcomer, present, private_to,
-    run_client, sealed, send_to, times,
+    assert_harmless, delivery, header, home_with, mailbox_key, memory_of, message, name, newcomer, present,
+    private_to, run_client, sealed, send_to, times,
 };
 use secure_messenger::auth;
 use secure_messenger::client::session::{Action, Display, Effect, Event};
@@ -321,6 +321,11 @@ impl Line {
     fn delivered(&self, send: &EncryptedSend) {
         let delivered = send.routing.targets.clone();
         self.sent(send.routing.id, delivered, vec![]);
+    }
+
+    fn kept(&self, send: &EncryptedSend) {
+        let (id, kept) = (send.routing.id, send.routing.targets.clone());
+        self.say(&ServerMessage::Sent(Sent { id, kept, ..Sent::default() }));
     }
 
     fn sent(&self, id: u64, delivered: Vec<Username>, stale: Vec<Username>) {
@@ -794,6 +799,152 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
     bob.expect("* alice has logged in again");
     line.delivered(&gets(&mut bob, &line, &stolen));
     bob.leaves();
+    assert!(line.hears_no_more_sends());
+}
+
+/// PROTOCOL#mailbox-certificate, PROTOCOL#mail-sender, PROTOCOL#ask-keys.
+#[test]
+fn mailbox_key_without_a_valid_certificate_gets_no_message() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&mallory]);
+    let (now, hour) = (clock::now_ms(), 3_600_000);
+    let by = |from: &Person, owner: &str, created| {
+        alice.shown_absent(from.identity.certify_mailbox(&name(owner), mailbox_key(), created))
+    };
+    let mut altered = by(&alice, "alice", now);
+    altered.created = Some(now + 1);
+    let mut moved = by(&alice, "alice", now);
+    moved.mailbox_key = Some(Bytes(mallory.session.public().spki()));
+    let session = alice.shown();
+    let as_mailbox =
+        PersonKeys { mailbox_key: session.session_key, session_key: None, ..alice.shown_with(None) };
+    let as_mailbox = PersonKeys { created: session.created, certificate: session.certificate, ..as_mailbox };
+    let mut as_session = by(&alice, "alice", now);
+    as_session.session_key = as_session.mailbox_key.take();
+    let mut both = by(&alice, "alice", now);
+    both.session_key = alice.shown().session_key;
+    let mut both_as_session = alice.shown();
+    both_as_session.mailbox_key = by(&alice, "alice", now).mailbox_key;
+    let mut junk = by(&alice, "alice", now);
+    junk.mailbox_key = Some(Bytes(vec![0x30; 600]));
+    for (what, keys) in [
+        ("certified by another", by(&mallory, "alice", now)),
+        ("made for another name", by(&alice, "alicia", now)),
+        ("expired", by(&alice, "alice", now - 30 * 24 * hour - 60_000)),
+        ("from the future", by(&alice, "alice", now + 3 * hour)),
+        ("from the end of time", by(&alice, "alice", u64::MAX)),
+        ("a date altered", altered),
+        ("a certificate moved to another key", moved),
+        ("a session certificate as that of a mailbox", as_mailbox),
+        ("a mailbox certificate as that of a session", as_session),
+        ("both keys, the certificate of the mailbox", both),
+        ("both keys, the certificate of the session", both_as_session),
+        ("no key", junk),
+    ] {
+        line.show(keys);
+        bob.say("/msg alice secret");
+        let told = bob.expect("! alice has no usable key");
+        assert!(told.contains("your message was not delivered (\""), "{what}: {told}");
+    }
+    // With the right one she gets the message.
+    line.show(by(&alice, "alice", now - 29 * 24 * hour));
+    bob.say("/msg alice secret");
+    let send = line.hear_send();
+    assert_eq!(
+        send.routing.keys.get(&alice.name).map(WrappedKey::id),
+        Some(mailbox_key().fingerprint().key_id())
+    );
+    line.kept(&send);
+    bob.expect("* kept for alice until they log in (\"secret\")");
+    let (status, lines) = bob.finish();
+    assert_eq!((status, times(&lines, "! the keys of alice cannot be used: ")), (0, 12), "{lines:#?}");
+    assert!(line.hears_no_more_sends());
+}
+
+/// PROTOCOL#mail-sender, PROTOCOL#newest-certificate.
+#[test]
+fn older_mailbox_key_gets_no_message_after_a_newer_one() {
+    let (alice, now, day) = (person("alice"), clock::now_ms(), 24 * 3_600_000);
+    let certified = |key: &SessionKey, created| {
+        alice.shown_absent(alice.identity.certify_mailbox(&alice.name, key, created))
+    };
+    let (former, newer) = (mailbox_key(), person("carol").session);
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[]);
+    // Session certificates do not count: she may have renewed since she has uploaded the mailbox key.
+    for keys in [certified(former, now - 20 * day), alice.shown(), certified(&newer, now - 10 * day)] {
+        let is_absent = keys.mailbox_key.is_some();
+        line.show(keys);
+        line.presence(&["alice"], &["alice"]);
+        bob.expect("* alice ");
+        bob.say("/msg alice hello");
+        let send = line.hear_send();
+        if is_absent {
+            line.kept(&send)
+        } else {
+            line.delivered(&send)
+        }
+        bob.expect("<bob -> alice> hello");
+    }
+    let refuses = |bob: &mut Client, line: &Line, what: &str| {
+        for keys in [certified(former, now - 20 * day), certified(former, now - 10 * day)] {
+            line.show(keys);
+            line.presence(&["alice"], &["alice"]);
+            bob.expect("* alice ");
+            bob.say("/msg alice secret");
+            let told = bob.expect("! alice has no usable key");
+            assert!(told.contains("your message was not delivered"), "{what}: {told}");
+        }
+        assert_eq!(times(&bob.output.seen, "! alice's clock may have been set back"), 1, "{what}");
+    };
+    refuses(&mut bob, &line, "in this session");
+    bob.leaves();
+    assert!(line.hears_no_more_sends());
+    // The memory survives a restart of the client.
+    let (mut bob, line) = stage.with(&[]);
+    refuses(&mut bob, &line, "after a restart");
+    line.show(certified(&newer, now - 10 * day));
+    bob.say("/msg alice hello");
+    line.kept(&line.hear_send());
+    bob.expect("* kept for alice until they log in (\"hello\")");
+    bob.leaves();
+    assert!(line.hears_no_more_sends());
+}
+
+/// PROTOCOL#mail-sender.
+#[test]
+fn answer_that_contradicts_the_key_shows_no_success() {
+    let (alice, carol) = (person("alice"), person("carol"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.with(&[&alice]);
+    line.show(carol.shown_absent(carol.mailbox(clock::now_ms())));
+    bob.say("/msg alice one");
+    line.kept(&line.hear_send());
+    let why = |text: &str, who: &str| {
+        format!(
+            "! \"{text}\" may not have arrived: the server's answer contradicts the key of {who} that was used"
+        )
+    };
+    assert_eq!(bob.expect("may not have arrived"), why("one", "alice"));
+    bob.say("/msg carol two");
+    line.delivered(&line.hear_send());
+    assert_eq!(bob.expect("may not have arrived"), why("two", "carol"));
+    // In a room, the others' copies are what they are.
+    bob.say("/msg alice,carol three");
+    let (one, two) = (line.hear_send(), line.hear_send());
+    line.delivered(&one);
+    line.delivered(&two);
+    bob.expect("<bob -> alice, carol> three");
+    let partly =
+        "! delivered to 1 of 2: the server's answer contradicts the key of carol that was used (\"three\")";
+    assert_eq!(bob.expect("delivered to"), partly);
+    // A broadcast is never kept.
+    bob.say("four");
+    line.kept(&line.hear_send());
+    bob.expect("! nobody received your message (\"four\")");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("kept for") || line.starts_with("<bob> ")), "{lines:#?}");
     assert!(line.hears_no_more_sends());
 }
 

@@ -73,7 +73,7 @@ impl Credentials {
         let (now, identity) = (clock::now_ms(), self.identity.public().fingerprint());
         // An unreadable file stops the start. Later, the server's `newest` serves the same purpose.
         let known = TrustStore::open(&options.data_dir, &options.server()).ok();
-        let newest = known.and_then(|known| known.newest(&self.name, identity, now));
+        let newest = known.and_then(|known| known.newest(&self.name, identity, false, now));
         let created = SessionCertificate::next_created(newest.map_or(0, |(created, _)| created), now);
         let certificate = self.identity.certify(&self.name, &key, created);
         let exporter = connection.channel.exporter().to_vec();

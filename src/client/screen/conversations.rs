@@ -220,7 +220,10 @@ impl Conversations {
             (None, _) => self.current,
         };
         // A message sent from another view is shown there, too, because it may fail.
-        let new = entry.sending.as_ref().is_some_and(|(_, state)| *state != SendState::Taken);
+        let new = entry
+            .sending
+            .as_ref()
+            .is_some_and(|(_, state)| !matches!(state, SendState::Taken | SendState::Kept(_)));
         if new && view != self.current {
             self.append(self.current, entry.clone(), day);
         }

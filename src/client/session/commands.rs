@@ -125,8 +125,9 @@ impl Session {
             if self.is_known(&typed) {
                 return typed;
             }
-            let mut known = std::iter::once(me).chain(self.online.others(me)).chain(self.contacts.names());
-            known.find(|name| name.folded() == folded).cloned().unwrap_or(typed)
+            let mut known = std::iter::once(me).chain(self.online.others(me));
+            let known = known.find(|name| name.folded() == folded);
+            known.or_else(|| self.contacts.other_spelling(&typed)).unwrap_or(&typed).clone()
         };
         // More are too many in any case; looking them up would take long.
         let named = distinct.into_iter().take(MAX_MEMBERS + 1);

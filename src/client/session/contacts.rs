@@ -1,14 +1,14 @@
 //! The other users: their keys are requested, compared with the remembered ones, and trusted or not by the user.
 //!
-//! Invariant: a key is used only if it matches the remembered one or is the first for its user, and a session key only
-//! with its owner's certificate. A changed identity key is not used until the user has decided.
+//! Invariant: a key is used only if it matches the remembered one or is the first for its user, and a session or mailbox
+//! key only with its owner's certificate. A changed identity key is not used until the user has decided.
 
 use super::cx::Cx;
 use crate::client::entry::{Place, Source};
 use crate::client::store::trust::{Trust, TrustStore};
-use crate::crypto::CryptoError;
 use crate::crypto::public::{
-    Fingerprint, IdentityPublicKey, SessionCertificate, SessionPublicKey, is_valid_at, safety_number,
+    Fingerprint, IdentityPublicKey, MailboxCertificate, SessionCertificate, SessionPublicKey,
+    is_mailbox_valid_at, is_valid_at, safety_number,
 };
 use crate::name::Username;
 use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
@@ -19,6 +19,51 @@ use std::path::Path;
 /// The most users that a server can make a client remember: five times the number that a server is made for.
 const MAX_CONTACTS: usize = 50_000;
 
+/// The certified key that messages to a user are sealed for: of the session, or of an absent user the mailbox key.
+/// PROTOCOL#mail-sender.
+#[derive(Clone)]
+pub struct SealKey {
+    /// The key itself.
+    pub key: SessionPublicKey,
+    /// Whether it is a mailbox key: only messages that can wait are sealed for it.
+    pub is_mailbox: bool,
+    /// The time of its certificate, in milliseconds since 1970.
+    created: u64,
+}
+
+impl SealKey {
+    /// The key of an answer, if it has one. Its certificate is checked.
+    fn shown(
+        keys: &PersonKeys,
+        identity: &IdentityPublicKey,
+        now_ms: u64,
+    ) -> Result<Option<SealKey>, String> {
+        let (bytes, is_mailbox) = match (&keys.session_key, &keys.mailbox_key) {
+            (Some(_), Some(_)) => return Err("the server shows a session key and a mailbox key".into()),
+            (Some(key), None) => (key.clone(), false),
+            (None, Some(key)) => (key.clone(), true),
+            (None, None) => return Ok(None),
+        };
+        let (Some(created), Some(certificate)) = (keys.created, keys.certificate) else { return Ok(None) };
+        let (what, key) = if is_mailbox {
+            let mailbox = MailboxCertificate { mailbox_key: bytes, created, certificate };
+            ("mailbox", mailbox.verify(&keys.name, identity, now_ms))
+        } else {
+            let session = SessionCertificate { session_key: bytes, created, certificate };
+            ("session", session.verify(&keys.name, identity, now_ms))
+        };
+        match key {
+            Ok(key) => Ok(Some(SealKey { key, is_mailbox, created })),
+            Err(error) => Err(format!("the {what} key that the server shows is invalid: {error}")),
+        }
+    }
+
+    fn is_valid_at(&self, now_ms: u64) -> bool {
+        let is_valid = if self.is_mailbox { is_mailbox_valid_at } else { is_valid_at };
+        is_valid(self.created, now_ms)
+    }
+}
+
 /// One other user.
 #[derive(Default)]
 pub struct Contact {
@@ -26,10 +71,8 @@ pub struct Contact {
     pub identity: Option<IdentityPublicKey>,
     /// A key that needs a decision: it differs from the remembered one, or the record of that may have been lost.
     changed: Option<IdentityPublicKey>,
-    /// The certified session key; `None` while the user is offline, or the key was not requested.
-    pub session: Option<SessionPublicKey>,
-    /// The time of its certificate, in milliseconds since 1970.
-    created: u64,
+    /// The key to seal messages for; `None` if it was not requested, or the user is absent and has no mailbox.
+    pub key: Option<SealKey>,
     /// A request for the keys is queued or in flight.
     is_asked: bool,
     /// The key whose safety number was shown last, to which a decision applies.
@@ -40,6 +83,16 @@ impl Contact {
     /// Whether the identity key has changed and the user has not decided yet.
     pub fn has_changed(&self) -> bool {
         self.changed.is_some()
+    }
+
+    /// The key of the user's session; `None` while the user is absent, or the key was not requested.
+    pub fn session_key(&self) -> Option<&SessionPublicKey> {
+        self.key.as_ref().filter(|key| !key.is_mailbox).map(|key| &key.key)
+    }
+
+    /// Whether messages wait for this user, who is absent.
+    pub fn has_mailbox(&self) -> bool {
+        self.key.as_ref().is_some_and(|key| key.is_mailbox)
     }
 }
 
@@ -52,24 +105,10 @@ pub enum Learned {
     Reverted,
     /// The identity key differs from the remembered one, or the record of it may have been lost.
     Changed,
-    /// The remembered key, but the session key is older than one seen before.
+    /// The remembered key, but the session or mailbox key is older than one seen before.
     Outdated,
-    /// An invalid key, or a session key without its owner's certificate.
+    /// An invalid key, or a session or mailbox key without its owner's certificate.
     Refused(String),
-}
-
-/// The session key of an answer, if it has one, and the time of its certificate, which is checked.
-fn certified(
-    keys: &PersonKeys,
-    identity: &IdentityPublicKey,
-    now_ms: u64,
-) -> Result<Option<(SessionPublicKey, u64)>, CryptoError> {
-    let (Some(key), Some(created), Some(certificate)) = (&keys.session_key, keys.created, keys.certificate)
-    else {
-        return Ok(None);
-    };
-    let certificate = SessionCertificate { session_key: key.clone(), created, certificate };
-    Ok(Some((certificate.verify(&keys.name, identity, now_ms)?, created)))
 }
 
 /// All users that this session has met.
@@ -112,19 +151,17 @@ impl Contacts {
         is_admitted
     }
 
-    /// Forgets a session key whose certificate is no longer valid. `now_ms` is in milliseconds since 1970.
-    /// PROTOCOL#session-certificate.
+    /// Forgets a key whose certificate is no longer valid. `now_ms` is in milliseconds since 1970.
+    /// PROTOCOL#session-certificate, PROTOCOL#mail-sender.
     pub fn expire(&mut self, name: &Username, now_ms: u64) {
-        let contact = self.get(name);
-        if !is_valid_at(contact.created, now_ms) {
-            contact.session = None;
-        }
+        self.forget_key(name, |key| !key.is_valid_at(now_ms));
     }
 
-    /// Forgets the session key of a user who has left, or whose key the server calls stale.
-    pub fn forget_session(&mut self, name: &Username) {
+    /// Forgets the key to seal messages for, if it is such a one: of a session that has ended, of the mailbox of a user
+    /// who is back, or one that the server calls stale.
+    pub fn forget_key(&mut self, name: &Username, is_over: impl Fn(&SealKey) -> bool) {
         if let Some(contact) = self.people.get_mut(name) {
-            contact.session = None;
+            contact.key.take_if(|key| is_over(key));
         }
     }
 
@@ -137,7 +174,7 @@ impl Contacts {
     /// requested.
     pub fn restart(&mut self, waiting: Vec<Username>) {
         for contact in self.people.values_mut() {
-            (contact.session, contact.is_asked) = (None, false);
+            (contact.key, contact.is_asked) = (None, false);
         }
         self.to_ask.clear();
         self.asking = None;
@@ -190,7 +227,7 @@ impl Contacts {
 
     /// Remembers a certificate of this user for the next login, because the server may have forgotten it by then.
     pub fn remember_own(&mut self, cx: &Cx, created: u64, key: Fingerprint) {
-        self.known.admit(&cx.me, cx.account.fingerprint(), (created, key), cx.now.max(created));
+        self.known.admit(&cx.me, cx.account.fingerprint(), (false, created, key), cx.now.max(created));
     }
 
     /// Reads decisions of other clients with the same folder, reports repairs of files, and writes remembered certificates
@@ -227,7 +264,7 @@ impl Contacts {
             let key = contact.identity.as_ref().map(IdentityPublicKey::fingerprint);
             let is_met = key.is_some() || contact.has_changed();
             if is_met && key != self.known.get(name).map(|(key, _)| key) {
-                (contact.identity, contact.session) = (None, None);
+                (contact.identity, contact.key) = (None, None);
                 outdated.push(name.clone());
             }
         }
@@ -316,17 +353,13 @@ impl Contacts {
     fn learn(&mut self, keys: &PersonKeys, now_ms: u64) -> Learned {
         let contact = self.people.entry(keys.name.clone()).or_default();
         contact.is_asked = false;
-        contact.session = None;
+        contact.key = None;
         let Ok(identity) = IdentityPublicKey::parse(&keys.identity.0) else {
             return Learned::Refused("the server shows an invalid identity key".into());
         };
-        let session = match certified(keys, &identity, now_ms) {
-            Ok(session) => session,
-            Err(error) => {
-                return Learned::Refused(format!(
-                    "the session key that the server shows is invalid: {error}"
-                ));
-            }
+        let shown = match SealKey::shown(keys, &identity, now_ms) {
+            Ok(key) => key,
+            Err(why) => return Learned::Refused(why),
         };
         let owner = identity.fingerprint();
         if self.known.is_new(&keys.name) {
@@ -347,13 +380,13 @@ impl Contacts {
         }
         let reverted = contact.changed.is_some();
         (contact.identity, contact.changed) = (Some(identity), None);
-        if let Some((key, created)) = session {
+        if let Some(SealKey { key, is_mailbox, created }) = &shown {
             // PROTOCOL#newest-certificate.
-            if !self.known.admit(&keys.name, owner, (created, key.fingerprint()), now_ms) {
+            if !self.known.admit(&keys.name, owner, (*is_mailbox, *created, key.fingerprint()), now_ms) {
                 return Learned::Outdated;
             }
-            (contact.session, contact.created) = (Some(key), created);
         }
+        contact.key = shown;
         if reverted { Learned::Reverted } else { Learned::Known }
     }
 

@@ -1,14 +1,14 @@
 //! The user's messages: sealed, wrapped for each recipient, sent. `outcome` handles the server's answers.
 //!
 //! A message has one copy for each recipient. The copies of a broadcast share one envelope; each copy of a private or
-//! room message is sealed for its recipient's session.
+//! room message is sealed for its recipient's session, or for the mailbox of an absent one.
 //!
 //! Invariant: messages to one user are sent in the order in which they were typed; nothing is sealed for a key without
 //! a valid certificate. Specification: PROTOCOL#sending, PROTOCOL#room-copies.
 
 mod outcome;
 
-use super::contacts::{Contact, Contacts};
+use super::contacts::{Contact, Contacts, SealKey};
 use super::cx::Cx;
 use super::event::Display;
 use super::presence::OnlineUsers;
@@ -16,7 +16,7 @@ use crate::client::audience::Audience;
 use crate::client::entry::{Entry, SendState, Source};
 use crate::client::text::{all_quoted, sanitise_lines};
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Sealed};
-use crate::crypto::public::{Fingerprint, SessionPublicKey};
+use crate::crypto::public::Fingerprint;
 use crate::encoding::Fixed;
 use crate::name::Username;
 use crate::protocol::{ByName, ClientMessage, EncryptedSend, MAX_TARGETS, Routing, WrappedKey};
@@ -31,7 +31,7 @@ const SPREAD_FROM: usize = 16;
 /// Why a user did not get a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Missed {
-    /// No session.
+    /// No session, and no mailbox for it.
     Offline,
     /// No account.
     NoAccount,
@@ -39,8 +39,12 @@ pub enum Missed {
     NoKey,
     /// Their key needs a decision.
     KeyChanged,
-    /// Too much waits for them on the server.
+    /// Too much waits for their client on the server.
     Busy,
+    /// Too much waits in their mailbox.
+    MailboxFull,
+    /// The server's answer contradicts the key that was used.
+    Contradicted,
     /// Their session ended before it acknowledged the message.
     Lost,
     /// The user's session ended before the server answered.
@@ -58,6 +62,10 @@ impl Missed {
             Missed::NoKey => format!("{name} has no usable key"),
             Missed::KeyChanged => contacts.doubt(name),
             Missed::Busy => format!("{name}'s connection is too slow at the moment"),
+            Missed::MailboxFull => format!("{name}'s mailbox is full"),
+            Missed::Contradicted => {
+                format!("the server's answer contradicts the key of {name} that was used")
+            }
             Missed::Lost => format!("{name}'s session ended first"),
             Missed::Unconfirmed => format!("the connection was lost before {name} got it"),
             Missed::Failed => format!("the server did not accept it for {name}"),
@@ -100,8 +108,9 @@ pub struct Outgoing {
     copies: BTreeMap<Username, Copy>,
     /// The number of copies without an outcome.
     waiting: usize,
-    /// The number of delivered copies.
+    /// The number of delivered and kept copies.
     delivered: usize,
+    /// Whether it was shown as accepted.
     shown: bool,
     /// The time of the first request.
     requested: Option<Instant>,
@@ -114,8 +123,12 @@ pub struct Outgoing {
 struct Copy {
     /// The latest request that contained it; 0 before the first.
     request: u64,
-    /// How often the server called its key stale.
+    /// How often the server called its key stale, or reported it as lost.
     tries: u32,
+    /// Whether it was sealed for a mailbox key: if it was accepted, it is kept.
+    for_mailbox: bool,
+    /// Whether it was delivered and then lost. The recipient may have it.
+    was_lost: bool,
     /// `None` while it waits.
     outcome: Option<Result<(), Missed>>,
 }
@@ -123,28 +136,27 @@ struct Copy {
 /// The messages to one user.
 #[derive(Default)]
 struct Recipient {
-    /// The session key of the unanswered requests. Nothing is sent for another key before all are answered; otherwise
+    /// The key of the unanswered requests. Nothing is sent for another key before all are answered; otherwise
     /// messages would overtake each other.
     flying: Option<Fingerprint>,
-    /// The session key that the server last called stale.
+    /// The key that the server last called stale, or whose session has ended.
     stale: Option<Fingerprint>,
     /// Unanswered `encrypted_send`s with this user as a target.
     in_flight: usize,
     /// The numbers of the messages to this user that wait, in order.
     backlog: BTreeSet<u64>,
-    /// The last sequence number of the private conversation, and the session it belongs to; `None` before the first.
-    sequence: Option<(Fingerprint, u64)>,
+    /// The last sequence numbers of the private conversations with the latest session and the latest mailbox, and the
+    /// keys that they belong to; `None` before the first. A user can be absent twice with one mailbox key.
+    sequences: [Option<(Fingerprint, u64)>; 2],
 }
 
 impl Recipient {
-    /// The next number of the private conversation with this session, from 1. PROTOCOL#sequence.
-    fn next_sequence(&mut self, session: Fingerprint) -> u64 {
-        let next = match self.sequence {
-            Some((former, last)) if former == session => last + 1,
-            _ => 1,
-        };
-        self.sequence = Some((session, next));
-        next
+    /// The next number of the private conversation with this key, from 1. PROTOCOL#sequence.
+    fn next_sequence(&mut self, SealKey { key, is_mailbox, .. }: &SealKey) -> u64 {
+        let (sequence, key) = (&mut self.sequences[usize::from(*is_mailbox)], key.fingerprint());
+        let last = sequence.filter(|(former, _)| *former == key).map_or(0, |(_, last)| last);
+        *sequence = Some((key, last + 1));
+        last + 1
     }
 }
 
@@ -199,13 +211,33 @@ impl Outgoing {
         self.settled.is_some() && self.delivered < self.audience.recipients().len().max(1)
     }
 
-    /// Notes the outcome of a copy.
+    /// Whether it can wait for an absent user. PROTOCOL#keeping.
+    fn can_wait(&self) -> bool {
+        self.kind == Kind::Message && self.audience != Audience::Everyone
+    }
+
+    /// Notes the outcome of a copy. One that was lost may have arrived, whatever has become of it since.
     fn settle(&mut self, name: &Username, outcome: Result<(), Missed>) {
         let Some(copy) = self.copies.get_mut(name) else { return };
+        let outcome = outcome.map_err(|why| if copy.was_lost { Missed::Lost } else { why });
         let former = copy.outcome.replace(outcome);
         self.waiting -= usize::from(former.is_none());
         self.delivered -= usize::from(former == Some(Ok(())));
         self.delivered += usize::from(outcome.is_ok());
+    }
+
+    /// Waits again for the outcome of a delivered copy.
+    fn reopen(&mut self, name: &Username) {
+        let outcome = self.copies.get_mut(name).and_then(|copy| copy.outcome.take());
+        self.delivered -= usize::from(outcome == Some(Ok(())));
+        self.waiting += usize::from(outcome.is_some());
+        self.settled = None;
+    }
+
+    /// The recipients for whom it is kept until they log in. Their key shows it, not the answer of the server.
+    fn kept(&self) -> Vec<&str> {
+        let kept = self.copies.iter().filter(|(_, copy)| copy.for_mailbox && copy.outcome == Some(Ok(())));
+        kept.map(|(name, _)| name.as_str()).collect()
     }
 
     /// The recipients that did not get it, and why.
@@ -278,7 +310,7 @@ impl Outbox {
     /// Begins new conversations, for a new session key.
     pub fn restart_numbers(&mut self) {
         self.broadcasts = 0;
-        self.recipients.values_mut().for_each(|recipient| recipient.sequence = None);
+        self.recipients.values_mut().for_each(|recipient| recipient.sequences = [None; 2]);
     }
 
     fn recipient(&mut self, name: &Username) -> &mut Recipient {
@@ -346,24 +378,27 @@ impl Outbox {
     /// Sends the backlogs of users whose keys have arrived, and requests the keys of the others. PROTOCOL#broadcast.
     pub fn pump(&mut self, cx: &mut Cx, contacts: &mut Contacts, names: impl IntoIterator<Item = Username>) {
         let mut batches: BTreeMap<u64, Vec<Username>> = BTreeMap::new();
-        let (mut keyless, mut changed, mut same) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut keyless, mut changed, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for name in names {
             contacts.expire(&name, cx.now);
             let contact = contacts.get(&name);
             let recipient = self.recipients.entry(name.clone()).or_default();
-            match contact.session.as_ref().map(SessionPublicKey::fingerprint) {
+            match &contact.key {
                 _ if recipient.backlog.is_empty() => {}
                 _ if contact.has_changed() => changed.push(name),
                 None => keyless.push(name),
                 // Wait for the answers to requests for the former key.
-                Some(session) if recipient.in_flight > 0 && recipient.flying != Some(session) => {}
-                Some(session) => {
-                    // PROTOCOL#stale.
-                    let is_stale = recipient.stale == Some(session);
+                Some(SealKey { key, .. })
+                    if recipient.in_flight > 0 && recipient.flying != Some(key.fingerprint()) => {}
+                Some(SealKey { key, is_mailbox, .. }) => {
+                    let is_stale = recipient.stale == Some(key.fingerprint());
                     for number in std::mem::take(&mut recipient.backlog) {
-                        let copy = self.messages.get(&number).and_then(|message| message.copies.get(&name));
-                        if is_stale && copy.is_some_and(|copy| copy.tries > 0) {
-                            same.push((number, name.clone()));
+                        let Some(message) = self.messages.get(&number) else { continue };
+                        if *is_mailbox && !message.can_wait() {
+                            failed.push((number, name.clone(), Missed::Offline));
+                        } else if is_stale && message.copies.get(&name).is_some_and(|copy| copy.tries > 0) {
+                            // The server calls the key stale, but shows no other one. PROTOCOL#stale.
+                            failed.push((number, name.clone(), Missed::Failed));
                         } else {
                             batches.entry(number).or_default().push(name.clone());
                         }
@@ -372,9 +407,8 @@ impl Outbox {
             }
         }
         changed.iter().for_each(|name| self.give_up(cx, contacts, name, Missed::KeyChanged));
-        // The server calls the key stale, but shows no other one.
-        for (number, name) in &same {
-            self.settle(*number, name, Err(Missed::Failed));
+        for (number, name, why) in &failed {
+            self.settle(*number, name, Err(*why));
             self.finish(cx, contacts, *number);
         }
         for (number, names) in batches {
@@ -386,32 +420,30 @@ impl Outbox {
         contacts.ask_for(keyless);
     }
 
-    /// Sends a message to users whose session keys have arrived.
+    /// Sends a message to users whose keys have arrived.
     fn transmit(&mut self, cx: &mut Cx, contacts: &Contacts, (number, names): (u64, &[Username])) {
         let Some(message) = self.messages.get_mut(&number) else { return };
-        let session = |name| contacts.find(name).and_then(|contact: &Contact| contact.session.clone());
-        let keys = names.iter().filter_map(|name| Some((name, session(name)?)));
-        let keys: Vec<(&Username, SessionPublicKey)> = keys.collect();
+        let key = |name| contacts.find(name).and_then(|contact: &Contact| contact.key.clone());
+        let keys = names.iter().filter_map(|name| Some((name, key(name)?)));
+        let keys: Vec<(&Username, SealKey)> = keys.collect();
         let sealed = match (&message.sealed, keys.first()) {
             (Some(sealed), _) => sealed.clone(),
             (None, Some((name, key))) => {
                 let recipient = self.recipients.entry((*name).clone()).or_default();
-                let sequence = recipient.next_sequence(key.fingerprint());
-                let to = Some(((*name).clone(), key.fingerprint()));
+                let sequence = recipient.next_sequence(key);
+                let to = Some(((*name).clone(), key.key.fingerprint()));
                 Arc::new(seal(cx, message, to, sequence))
             }
             (None, None) => return,
         };
+        self.next_request += 1;
+        let id = self.next_request;
         for (name, key) in &keys {
             let recipient = self.recipients.entry((*name).clone()).or_default();
             recipient.in_flight += 1;
-            recipient.flying = Some(key.fingerprint());
-        }
-        self.next_request += 1;
-        let id = self.next_request;
-        for name in names {
-            if let Some(copy) = message.copies.get_mut(name) {
-                copy.request = id;
+            recipient.flying = Some(key.key.fingerprint());
+            if let Some(copy) = message.copies.get_mut(*name) {
+                (copy.request, copy.for_mailbox) = (id, key.is_mailbox);
             }
         }
         message.requested = message.requested.or(Some(cx.instant));
@@ -430,10 +462,10 @@ fn own_entry(cx: &Cx, contacts: &Contacts, number: u64, message: &Outgoing, stat
     let trust = message.audience.recipients().iter().map(trust).min().flatten();
     let place = source.place(&cx.me);
     let entry = Entry::new(message.time, source, place, sanitise_lines(&message.text));
-    Entry { trust, sending: Some((number, state)), ..entry }
+    Entry { trust, sending: Some((number, state)), is_update: message.shown, ..entry }
 }
 
-/// Seals a message for one recipient's session, or for everyone, and remembers the id.
+/// Seals a message for one recipient's key, or for everyone, and remembers the id.
 fn seal(cx: &Cx, message: &mut Outgoing, to: Option<(Username, Fingerprint)>, sequence: u64) -> Sealed {
     let (recipient, recipient_key) =
         to.map_or((None, cx.account.server), |(name, key)| (Some(name), Some(key)));
@@ -459,9 +491,10 @@ fn seal(cx: &Cx, message: &mut Outgoing, to: Option<(Username, Fingerprint)>, se
 }
 
 /// One wrapped key for each recipient, spread over the cores.
-fn wrap(sealed: &Sealed, recipients: &[(&Username, SessionPublicKey)]) -> ByName<WrappedKey> {
-    let part = |some: &[(&Username, SessionPublicKey)]| -> Vec<(Username, WrappedKey)> {
-        some.iter().map(|(name, key)| ((*name).clone(), WrappedKey::new(&sealed.wrap_for(key)))).collect()
+fn wrap(sealed: &Sealed, recipients: &[(&Username, SealKey)]) -> ByName<WrappedKey> {
+    let part = |some: &[(&Username, SealKey)]| -> Vec<(Username, WrappedKey)> {
+        let wrapped = |key: &SealKey| WrappedKey::new(&sealed.wrap_for(&key.key));
+        some.iter().map(|(name, key)| ((*name).clone(), wrapped(key))).collect()
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if recipients.len() < SPREAD_FROM || cores == 1 {

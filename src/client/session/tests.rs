@@ -6,13 +6,15 @@ use crate::client::entry::SendState;
 use crate::client::store::trust::Trust;
 use crate::client::transfer::Job;
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Scope, Sealed, Word};
-use crate::crypto::public::SessionPublicKey;
+use crate::crypto::public::IdentityPublicKey;
 use crate::crypto::secret::random;
 use crate::encoding::{Bytes, Fixed};
 use crate::protocol::{
-    EncryptedMessage, Keys, Lost, PersonKeys, Presence, Sent, SessionCertificate, WrappedKey,
+    EncryptedMessage, Keys, Lost, MailboxCertificate, PersonKeys, Presence, Sent, SessionCertificate,
+    WrappedKey,
 };
 use miniserde::json;
+use std::collections::HashMap;
 
 const NOW: u64 = 1_800_000_000_000;
 
@@ -25,8 +27,12 @@ struct Net {
     said: Vec<VecDeque<ClientMessage>>,
     shown: Vec<Vec<Entry>>,
     wants_key: Vec<bool>,
-    /// The server answers that these are offline.
+    /// These have no session.
     away: Vec<usize>,
+    /// The mailbox keys of those who have one.
+    mailboxes: HashMap<usize, (SessionKey, MailboxCertificate)>,
+    /// What the server keeps, with the names of the recipients.
+    mail: Vec<(Username, EncryptedMessage)>,
     now: Instant,
     folder: std::path::PathBuf,
 }
@@ -77,6 +83,8 @@ impl Net {
             shown: vec![Vec::new(); count],
             wants_key: vec![false; count],
             away: Vec::new(),
+            mailboxes: HashMap::new(),
+            mail: Vec::new(),
             now,
             folder: folder.clone(),
         };
@@ -126,38 +134,44 @@ impl Net {
                 let (known, unknown) = request.names.into_iter().partition(|who| self.find(who).is_some());
                 let keys = Vec::into_iter(known).map(|who: Username| {
                     let n = self.find(&who).expect("known");
-                    let fields = &self.keys[n];
-                    PersonKeys {
-                        name: who,
-                        identity: Bytes(self.identities[n].clone()),
-                        session_key: Some(fields.session_key.clone()),
-                        mailbox_key: None,
-                        created: Some(fields.created),
-                        certificate: Some(fields.certificate),
+                    let is_away = self.away.contains(&n);
+                    let session = if is_away { None } else { Some(&self.keys[n]) };
+                    let keys = PersonKeys::new(who, self.identities[n].clone(), session);
+                    match self.mailboxes.get(&n).filter(|_| is_away) {
+                        Some((_, mailbox)) => with_mailbox(keys, mailbox),
+                        None => keys,
                     }
                 });
                 let keys = Keys { keys: keys.collect(), unknown };
                 self.event(n, Event::Server(ServerMessage::Keys(keys)));
             }
             ClientMessage::EncryptedSend(send) => {
-                let (mut delivered, mut offline, mut stale) = (Vec::new(), Vec::new(), Vec::new());
+                let mut sent = Sent { id: send.routing.id, ..Sent::default() };
+                let header = &send.envelope.header;
+                let can_wait = header.kind == Kind::Message && header.recipient.is_some();
                 for to in &send.routing.targets {
-                    let other = self.find(to).filter(|other| !self.away.contains(other));
-                    let Some(other) = other else {
-                        offline.push(to.clone());
-                        continue;
-                    };
-                    let current = SessionPublicKey::parse(&self.keys[other].session_key.0).expect("key");
+                    let other = self.find(to).expect("known");
                     let key = send.routing.keys.get(to).expect("wrapped");
-                    if key.id() != current.fingerprint().key_id() {
-                        stale.push(to.clone());
-                        continue;
-                    }
-                    delivered.push(to.clone());
+                    let is_away = self.away.contains(&other);
+                    let current = match self.mailboxes.get(&other).filter(|_| can_wait) {
+                        _ if !is_away => Fingerprint::of(&self.keys[other].session_key.0).key_id(),
+                        Some((_, mailbox)) => mailbox.key_id(),
+                        None => {
+                            sent.offline.push(to.clone());
+                            continue;
+                        }
+                    };
                     let message = EncryptedMessage { envelope: send.envelope.clone(), key: key.clone() };
-                    self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
+                    if key.id() != current {
+                        sent.stale.push(to.clone());
+                    } else if is_away {
+                        sent.kept.push(to.clone());
+                        self.mail.push((to.clone(), message));
+                    } else {
+                        sent.delivered.push(to.clone());
+                        self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
+                    }
                 }
-                let sent = Sent { id: send.routing.id, delivered, offline, stale, ..Sent::default() };
                 self.event(n, Event::Server(ServerMessage::Sent(sent)));
             }
             ClientMessage::Renew(fields) => {
@@ -527,12 +541,17 @@ impl Net {
     }
 
     fn bob_leaves(&mut self) {
-        let presence = Presence { more: false, full: false, joined: vec![], left: vec![name(1)] };
-        self.event(0, Event::Server(ServerMessage::Presence(presence)));
+        self.change(&[], &[1]);
     }
 
     fn bob_joins(&mut self) {
-        let presence = Presence { more: false, full: false, joined: vec![name(1)], left: vec![] };
+        self.change(&[1], &[]);
+    }
+
+    /// The server reports to alice who has joined and left.
+    fn change(&mut self, joined: &[usize], left: &[usize]) {
+        let [joined, left] = [joined, left].map(|who| who.iter().map(|n| name(*n)).collect());
+        let presence = Presence { more: false, full: false, joined, left };
         self.event(0, Event::Server(ServerMessage::Presence(presence)));
     }
 
@@ -627,12 +646,13 @@ impl Net {
 
 /// PROTOCOL#lost.
 #[test]
-fn lost_message_is_marked_as_failed_and_can_be_sent_again() {
+fn lost_message_without_another_key_has_failed() {
     let mut net = Net::new();
     ["/msg bob one", "to everyone", "/msg bob two"].iter().for_each(|line| net.type_in(0, line));
     net.settle();
     assert_eq!(net.failed(0), []);
     net.lose(0, 3, "bob");
+    net.settle();
     let why = |text: &str| format!("\"{text}\" may not have arrived: bob's session ended first");
     assert_eq!(net.shown[0][0].line(), format!("! {}", why("two")));
     assert_eq!(net.failed(0), [(3, why("two"))]);
@@ -660,12 +680,14 @@ fn history_shows_a_lost_message_once_in_its_last_state() {
     let (one, two) = ("* <alice -> bob> one", "* <alice -> bob> two");
     let lost = format!("{one} (may not have arrived)");
     net.lose(0, 1, "bob");
+    net.settle();
     assert_eq!(history(&mut net), [&lost, two]);
     net.event(0, Event::Resend(1));
     net.settle();
     assert_eq!(history(&mut net), [one, two]);
     // A loss after the second delivery is the loss of the same message.
     net.lose(0, 3, "bob");
+    net.settle();
     assert_eq!(history(&mut net), [&lost, two]);
 }
 
@@ -681,6 +703,7 @@ fn lost_of_an_unknown_message_is_reported_once() {
     send(&mut net, 1);
     // A repetition, another recipient, and an unknown message.
     net.lose(0, 1, "bob");
+    net.settle();
     assert_eq!(net.failed(0).len(), 1);
     for (id, name) in [(1, "bob"), (1, "carol"), (99, "bob")] {
         net.lose(0, id, name);
@@ -696,6 +719,7 @@ fn lost_of_an_unknown_message_is_reported_once() {
     assert_eq!(net.failed(0), []);
     net.now += Duration::from_secs(299);
     net.lose(0, 3, "bob");
+    net.settle();
     assert_eq!(net.failed(0).len(), 1);
     net.now += Duration::from_secs(1);
     net.lose(0, 258, "bob");
@@ -1505,11 +1529,13 @@ fn lost_copies_are_reported_by_name_one_after_the_other() {
     net.settle();
     net.states(0);
     net.lose(0, 2, "carol");
+    net.settle();
     assert_eq!(net.states(0), [SendState::Partly("1 of 2: carol's session ended first".into())]);
     net.lose(0, 2, "bob");
     assert_eq!(net.count("some messages to bob may not have arrived"), 1, "that request was carol's copy");
     net.shown[0].clear();
     net.lose(0, 1, "bob");
+    net.settle();
     let why = "\"one\" may not have arrived: bob's session ended first; carol's session ended first";
     assert_eq!(net.states(0), [SendState::Failed(why.into())]);
     net.event(0, Event::Resend(1));
@@ -1669,4 +1695,270 @@ fn room_text_longer_than_the_limit_is_refused() {
         net.bob_sends(Kind::Message, Scope::Room, 1, NOW, &to.plaintext(&name(1), &"x".repeat(length)));
         assert_eq!(net.shown[0].iter().any(|entry| entry.text.starts_with('x')), shown);
     }
+}
+
+fn with_mailbox(keys: PersonKeys, mailbox: &MailboxCertificate) -> PersonKeys {
+    let MailboxCertificate { mailbox_key, created, certificate } = mailbox.clone();
+    let (created, certificate) = (Some(created), Some(certificate));
+    PersonKeys { mailbox_key: Some(mailbox_key), created, certificate, ..keys }
+}
+
+impl Net {
+    /// Bob and others, of whom these are absent and have mailboxes.
+    fn with_absent(count: usize, away: &[usize]) -> Net {
+        let mut net = Net::with_records("", count);
+        for n in away {
+            net.leaves(*n);
+        }
+        net
+    }
+
+    /// `n` ends their session, with a new mailbox key.
+    fn leaves(&mut self, n: usize) {
+        let created = NOW + self.mailboxes.get(&n).map_or(0, |(_, former)| former.created - NOW + 1);
+        let key = SessionKey::generate();
+        let certificate = self.sessions[n].cx.account.identity.certify_mailbox(&name(n), &key, created);
+        self.mailboxes.insert(n, (key, certificate));
+        self.is_gone(n);
+    }
+
+    /// `n` ends their session.
+    fn is_gone(&mut self, n: usize) {
+        self.away.push(n);
+        self.change(&[], &[n]);
+    }
+
+    /// `n` is back, with a new session key.
+    fn is_back(&mut self, n: usize) {
+        self.away.retain(|away| *away != n);
+        self.event(n, Event::NewKey(Box::new(SessionKey::generate())));
+        while self.step(n) {}
+        self.change(&[n], &[]);
+    }
+
+    /// The texts that wait for `n`, each with its number in the conversation.
+    fn mail_for(&self, n: usize) -> Vec<(u64, String)> {
+        let (key, _) = &self.mailboxes[&n];
+        let alice = IdentityPublicKey::parse(&self.identities[0]).expect("a key");
+        let waiting = self.mail.iter().filter(|(to, message)| {
+            *to == name(n) && message.envelope.header.recipient_key == Some(key.fingerprint())
+        });
+        let read = |(_, message): &(Username, EncryptedMessage)| {
+            let verified = message.envelope.verify(&alice).expect("signed by alice");
+            let text = verified.open(key, &message.key.bytes()).expect("sealed for the mailbox");
+            let text = String::from_utf8_lossy(&text).into_owned();
+            (message.envelope.header.sequence, text)
+        };
+        waiting.map(read).collect()
+    }
+}
+
+fn kept(names: &str) -> SendState {
+    SendState::Kept(format!("kept for {names} until they log in"))
+}
+
+fn numbered(texts: &[(u64, &str)]) -> Vec<(u64, String)> {
+    texts.iter().map(|(number, text)| (*number, (*text).to_string())).collect()
+}
+
+/// PROTOCOL#mail-sender, PROTOCOL#sequence.
+#[test]
+fn numbers_of_a_mailbox_continue_after_a_session() {
+    let mut net = Net::with_absent(2, &[1]);
+    for text in ["one", "two"] {
+        net.type_in(0, &format!("/msg bob {text}"));
+    }
+    net.settle();
+    assert_eq!(net.states(0), [SendState::UnderWay, SendState::UnderWay, kept("bob"), kept("bob")]);
+    net.is_back(1);
+    net.type_in(0, "/msg bob three");
+    net.settle();
+    assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
+    assert_eq!(net.lines(1), ["<alice -> bob> three"]);
+    // Absent again with the same mailbox key, because the client could not replace it.
+    net.is_gone(1);
+    net.type_in(0, "/msg bob four");
+    net.settle();
+    assert_eq!(net.mail_for(1), numbered(&[(1, "one"), (2, "two"), (3, "four")]));
+    // A later mailbox key is another conversation.
+    net.is_back(1);
+    net.leaves(1);
+    net.type_in(0, "/msg bob five");
+    net.settle();
+    assert_eq!(net.mail_for(1), numbered(&[(1, "five")]));
+    assert!(net.sessions[0].is_settled());
+}
+
+/// PROTOCOL#mail-sender, PROTOCOL#stale.
+#[test]
+fn mailbox_key_is_forgotten_when_its_owner_is_back() {
+    let mut net = Net::with_absent(2, &[1]);
+    net.type_in(0, "/msg bob one");
+    net.settle();
+    net.is_back(1);
+    net.type_in(0, "/msg bob two");
+    assert!(matches!(net.said[0].front(), Some(ClientMessage::KeysRequest(_))), "the session key");
+    net.settle();
+    net.leaves(1);
+    net.type_in(0, "/msg bob three");
+    net.settle();
+    // The key was replaced in a session that is not reported yet.
+    let former = net.mail.len();
+    net.away.clear();
+    net.away.push(1);
+    let key = SessionKey::generate();
+    let certificate = net.sessions[1].cx.account.identity.certify_mailbox(&name(1), &key, NOW + 9);
+    net.mailboxes.insert(1, (key, certificate));
+    net.states(0);
+    for text in ["four", "five"] {
+        net.type_in(0, &format!("/msg bob {text}"));
+    }
+    net.settle();
+    assert_eq!(net.mail_for(1), numbered(&[(1, "four"), (2, "five")]));
+    assert_eq!(net.mail.len(), former + 2);
+    assert_eq!(net.states(0)[2..], [kept("bob"), kept("bob")]);
+}
+
+/// PROTOCOL#mail-sender, PROTOCOL#keeping.
+#[test]
+fn only_messages_are_sealed_for_a_mailbox_key() {
+    let mut net = Net::with_absent(3, &[1]);
+    net.type_in(0, "/msg bob one");
+    net.settle();
+    // Presence does not show it yet.
+    net.change(&[1], &[]);
+    net.shown[0].clear();
+    for line in ["to everyone", "/room bob"] {
+        net.type_in(0, line);
+        net.settle();
+    }
+    assert_eq!(net.count("! bob is offline: bob did not receive \"to everyone\""), 1);
+    let room = "! bob is offline: no room is open; what you type here is kept for bob until they log in";
+    assert_eq!(net.count(room), 1, "{:#?}", net.shown[0]);
+    net.type_in(0, "two");
+    net.settle();
+    assert_eq!(net.mail_for(1), numbered(&[(1, "one"), (2, "two")]));
+    let session = net.sessions[0].contacts.find(&name(1)).expect("known").session_key();
+    assert!(session.is_none(), "files get no mailbox key");
+}
+
+/// PROTOCOL#room-copies, PROTOCOL#mail-sender.
+#[test]
+fn every_member_of_a_room_is_accounted_for_by_name() {
+    let mut net = Net::with_absent(4, &[2]);
+    net.type_in(0, "/room bob carol dave");
+    net.type_in(0, "one");
+    net.settle();
+    assert_eq!(net.states(0)[1..], [kept("carol")]);
+    assert_eq!(net.mail_for(2)[0].1, "\u{4}\u{5}alice\u{3}bob\u{5}carol\u{4}daveone");
+    net.is_gone(3);
+    net.type_in(0, "two");
+    net.settle();
+    let partly = "1 of 3: dave is offline; kept for carol until they log in";
+    assert_eq!(net.states(0)[1..], [SendState::Partly(partly.into())]);
+    // What is sent again goes to those who missed it.
+    net.leaves(3);
+    net.event(0, Event::Resend(2));
+    net.settle();
+    assert_eq!(net.states(0)[1..], [kept("carol, dave")]);
+    assert_eq!((net.mail_for(2).len(), net.mail_for(3).len(), net.lines(1).len()), (2, 1, 2));
+    assert_eq!(net.sessions[0].history().filter(|entry| entry.text == "two").count(), 1);
+}
+
+/// PROTOCOL#mail-sender.
+#[test]
+fn answer_that_contradicts_the_key_is_never_shown_as_sent() {
+    for is_away in [false, true] {
+        let mut net = Net::with_absent(2, if is_away { &[1] } else { &[] });
+        net.type_in(0, "/msg bob one");
+        net.step(0);
+        let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("not sent") };
+        let (id, names) = (send.routing.id, send.routing.targets);
+        let sent = match is_away {
+            true => Sent { id, delivered: names, ..Sent::default() },
+            false => Sent { id, kept: names, ..Sent::default() },
+        };
+        net.event(0, Event::Server(ServerMessage::Sent(sent)));
+        net.settle();
+        let why =
+            "\"one\" may not have arrived: the server's answer contradicts the key of bob that was used";
+        assert_eq!(net.states(0)[1..], [SendState::Failed(why.into())]);
+        assert_eq!(net.sessions[0].history().count(), 0);
+    }
+}
+
+/// PROTOCOL#outcome, PROTOCOL#mail-limits.
+#[test]
+fn busy_mailbox_is_reported_as_full() {
+    let mut net = Net::with_absent(2, &[1]);
+    net.type_in(0, "/msg bob one");
+    net.step(0);
+    let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("not sent") };
+    let sent = Sent { id: send.routing.id, busy: send.routing.targets, ..Sent::default() };
+    net.event(0, Event::Server(ServerMessage::Sent(sent)));
+    let why = "bob's mailbox is full: your message was not delivered";
+    assert_eq!(net.states(0)[1..], [SendState::Failed(why.into())]);
+}
+
+/// PROTOCOL#lost, PROTOCOL#message-id.
+#[test]
+fn lost_messages_go_to_the_mailbox_in_their_order() {
+    let mut net = Net::new();
+    for line in ["/msg bob one", "to everyone", "/msg bob two", "/msg bob three"] {
+        net.type_in(0, line);
+    }
+    net.settle();
+    // This one is in flight, and its answer will call the key stale.
+    net.type_in(0, "/msg bob four");
+    net.lose(0, 3, "bob");
+    net.lose(0, 4, "bob");
+    net.leaves(1);
+    net.type_in(0, "/msg bob five");
+    net.states(0);
+    net.settle();
+    let texts = [(1, "two"), (2, "three"), (3, "four"), (4, "five")];
+    assert_eq!(net.mail_for(1), numbered(&texts));
+    assert_eq!(net.states(0), [kept("bob"), kept("bob"), kept("bob"), kept("bob")]);
+    let is_again = |(_, message): &(Username, EncryptedMessage)| message.envelope.header.again.is_some();
+    assert_eq!(net.mail.iter().map(is_again).collect::<Vec<_>>(), [true, true, true, false]);
+    let said: Vec<_> = net.sessions[0].history().map(|entry| entry.text.clone()).collect();
+    assert_eq!(said, ["one", "to everyone", "two", "three", "four", "five"]);
+    // One that was kept is not lost with a session.
+    net.lose(0, 9, "bob");
+    assert_eq!((net.count("may not have arrived"), net.said[0].len()), (1, 0), "{:#?}", net.shown[0]);
+}
+
+/// PROTOCOL#lost.
+#[test]
+fn lost_message_of_a_user_who_is_back_is_shown_once() {
+    let mut net = group();
+    net.type_in(0, "one");
+    net.settle();
+    net.states(0);
+    // Bob has shown it, and his client was killed before it said so.
+    net.away.push(1);
+    net.lose(0, 1, "bob");
+    net.is_back(1);
+    net.settle();
+    assert_eq!(net.states(0), [SendState::Taken]);
+    assert_eq!([1, 2].map(|n| net.lines(n).len()), [1, 1]);
+    assert!(net.shown[0].is_empty() && net.sessions[0].is_settled());
+}
+
+/// PROTOCOL#lost, PROTOCOL#stale.
+#[test]
+fn message_that_is_lost_again_and_again_is_abandoned() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    net.settle();
+    let mut sealed = 1;
+    for id in 1..9 {
+        net.lose(0, id, "bob");
+        net.renew(1);
+        net.settle();
+        sealed += usize::from(net.failed(0).is_empty() && !net.sessions[0].is_at_hand(1));
+    }
+    assert_eq!(sealed, 4);
+    assert!(net.sessions[0].is_at_hand(1), "the user can send it again");
+    assert_eq!(net.lines(1), ["<alice -> bob> one"]);
 }

@@ -86,7 +86,7 @@ impl Record for IgnoredUser {
     }
 }
 
-/// A line of `known_certificates`: the newest session certificate of one user.
+/// A line of `known_certificates`: the newest session or mailbox certificate of one user.
 #[derive(Serialize, Deserialize)]
 struct Certificate {
     server: String,
@@ -94,11 +94,25 @@ struct Certificate {
     identity: Fingerprint,
     created: u64,
     key: Fingerprint,
+    /// Missing in the records of earlier versions, which are session certificates.
+    mailbox: Option<bool>,
+}
+
+impl Certificate {
+    fn is_mailbox(&self) -> bool {
+        self.mailbox == Some(true)
+    }
+
+    /// Whether it may still protect from an older one.
+    fn is_kept(&self, now_ms: u64) -> bool {
+        let kept = if self.is_mailbox() { MAILBOX_KEPT } else { SESSION_KEPT };
+        self.created.saturating_add(kept) >= now_ms
+    }
 }
 
 impl Record for Certificate {
     fn key(&self) -> String {
-        certificate_key(&self.server, &self.name, self.identity)
+        certificate_key(&self.server, &self.name, self.identity, self.is_mailbox())
     }
 
     /// Of two equally new ones, the first one seen here counts. One far ahead of the clock is kept, in case the clock
@@ -111,8 +125,8 @@ impl Record for Certificate {
 }
 
 /// Neither name nor fingerprint contains a blank.
-fn certificate_key(server: &str, name: &Username, identity: Fingerprint) -> String {
-    format!("{server} {} {identity}", name.as_str())
+fn certificate_key(server: &str, name: &Username, identity: Fingerprint, is_mailbox: bool) -> String {
+    format!("{server} {} {identity} {is_mailbox}", name.as_str())
 }
 
 /// The keys of servers, by `host:port`.
@@ -198,20 +212,20 @@ impl Ignored {
     }
 }
 
-/// Certificates older than this, in milliseconds, are forgotten: after 26 hours they are invalid, and protect nothing.
-const CERTIFICATE_KEPT: u64 = 7 * 24 * 3_600_000;
+const DAY: u64 = 24 * 3_600_000;
+/// Session certificates older than this, in milliseconds, are forgotten: after 26 hours they are invalid, and protect
+/// nothing. The rest is for a clock that was wrong for some time.
+const SESSION_KEPT: u64 = 7 * DAY;
+/// The same for mailbox certificates, which are valid for 30 days.
+const MAILBOX_KEPT: u64 = 37 * DAY;
 /// The file is written at most this often.
 const CERTIFICATES_WRITTEN: Duration = Duration::from_secs(60);
 
-/// The time of a session certificate, in milliseconds since 1970, and the fingerprint of its key.
-type Made = (u64, Fingerprint);
+/// Whether it is a mailbox certificate, its time in milliseconds since 1970, and the fingerprint of its key.
+type Made = (bool, u64, Fingerprint);
 
-fn is_kept(certificate: &Certificate, now_ms: u64) -> bool {
-    certificate.created.saturating_add(CERTIFICATE_KEPT) >= now_ms
-}
-
-/// The memory of the users of one server: their identity keys, and the newest session certificate of each, because an
-/// older one may belong to a stolen key. PROTOCOL#newest-certificate.
+/// The memory of the users of one server: their identity keys, and the newest session and mailbox certificate of each,
+/// because an older one may belong to a stolen key. PROTOCOL#newest-certificate.
 pub struct TrustStore {
     server: String,
     users: Store<User>,
@@ -236,7 +250,7 @@ impl TrustStore {
         Ok(TrustStore {
             notices: KnownServers::open(folder)?.0.notices,
             users: Store::open(&folder.join("known_users"), move |user: &User| user.server == own)?,
-            certificates: Store::open(&certificates, move |certificate| is_kept(certificate, now_ms))?,
+            certificates: Store::open(&certificates, move |made: &Certificate| made.is_kept(now_ms))?,
             server: server.into(),
             new: HashSet::new(),
             changed: false,
@@ -307,10 +321,16 @@ impl TrustStore {
         Ok(())
     }
 
-    /// The newest remembered certificate of a user; one over two hours ahead of `now_ms` (milliseconds since 1970)
-    /// counts as forgotten.
-    pub fn newest(&self, name: &Username, identity: Fingerprint, now_ms: u64) -> Option<Made> {
-        let newest = self.certificates.get(&certificate_key(&self.server, name, identity));
+    /// The newest remembered certificate of a user, for the session or the mailbox; one over two hours ahead of `now_ms`
+    /// (milliseconds since 1970) counts as forgotten.
+    pub fn newest(
+        &self,
+        name: &Username,
+        identity: Fingerprint,
+        is_mailbox: bool,
+        now_ms: u64,
+    ) -> Option<(u64, Fingerprint)> {
+        let newest = self.certificates.get(&certificate_key(&self.server, name, identity, is_mailbox));
         newest
             .map(|newest| (newest.created, newest.key))
             .filter(|(created, _)| !is_far_ahead(*created, now_ms))
@@ -320,14 +340,15 @@ impl TrustStore {
     /// time.
     /// `now_ms` as for [`newest`](TrustStore::newest).
     pub fn admit(&mut self, name: &Username, identity: Fingerprint, made: Made, now_ms: u64) -> bool {
-        let newest = self.newest(name, identity, now_ms);
-        let is_newer = newest.is_none_or(|(created, _)| made.0 > created);
+        let (is_mailbox, created, key) = made;
+        let newest = self.newest(name, identity, is_mailbox, now_ms);
+        let is_newer = newest.is_none_or(|(newest, _)| created > newest);
         if is_newer {
-            let (server, name, (created, key)) = (self.server.clone(), name.clone(), made);
-            self.certificates.insert(Certificate { server, name, identity, created, key });
+            let (server, name, mailbox) = (self.server.clone(), name.clone(), Some(is_mailbox));
+            self.certificates.insert(Certificate { server, name, identity, created, key, mailbox });
             self.changed = true;
         }
-        is_newer || newest == Some(made)
+        is_newer || newest == Some((created, key))
     }
 
     /// Writes the certificates if there are new ones, at most once a minute. `now_ms` as for
@@ -352,7 +373,7 @@ impl TrustStore {
     }
 
     fn write(&mut self, now_ms: u64) -> io::Result<()> {
-        self.certificates.rewrite(|certificate| is_kept(certificate, now_ms))?;
+        self.certificates.rewrite(|made| made.is_kept(now_ms))?;
         self.changed = false;
         Ok(())
     }
@@ -431,21 +452,21 @@ mod tests {
         let [bob, carol]: [Username; 2] = ["bob", "carol"].map(|name| name.parse().expect("name"));
         let (identity, one, two) = (Fingerprint([0; 32]), Fingerprint([1; 32]), Fingerprint([2; 32]));
         let mut known = open("a:1");
-        assert!(known.admit(&bob, identity, (now - 9, one), now));
-        assert!(known.admit(&bob, identity, (now, two), now));
+        assert!(known.admit(&bob, identity, (false, now - 9, one), now));
+        assert!(known.admit(&bob, identity, (false, now, two), now));
         for _ in 0..2 {
             for (made, is_taken) in [((now - 9, one), false), ((now, one), false), ((now, two), true)] {
-                assert_eq!(known.admit(&bob, identity, made, now), is_taken, "{made:?}");
+                assert_eq!(known.admit(&bob, identity, (false, made.0, made.1), now), is_taken, "{made:?}");
             }
             drop(known);
             known = open("a:1");
         }
         // Nothing is known about other users, other identity keys and other servers.
-        assert!(known.admit(&carol, identity, (now - 9, one), now));
-        assert!(known.admit(&bob, Fingerprint([9; 32]), (now - 9, one), now));
-        assert!(open("a:2").admit(&bob, identity, (now - 9, one), now));
+        assert!(known.admit(&carol, identity, (false, now - 9, one), now));
+        assert!(known.admit(&bob, Fingerprint([9; 32]), (false, now - 9, one), now));
+        assert!(open("a:2").admit(&bob, identity, (false, now - 9, one), now));
         drop(known);
-        assert_eq!(open("a:1").newest(&bob, identity, now), Some((now, two)));
+        assert_eq!(open("a:1").newest(&bob, identity, false, now), Some((now, two)));
     }
 
     /// PROTOCOL#newest-certificate.
@@ -456,15 +477,15 @@ mod tests {
         let bob: Username = "bob".parse().expect("name");
         let (identity, one, two) = (Fingerprint([0; 32]), Fingerprint([1; 32]), Fingerprint([2; 32]));
         let mut known = open();
-        assert!(known.admit(&bob, identity, (now + slack, one), now));
-        assert!(!known.admit(&bob, identity, (now, two), now), "as far as clocks may differ");
-        assert!(known.admit(&bob, identity, (now, two), now - 1), "the own clock was set back");
-        assert!(!known.admit(&bob, identity, (now - 1, one), now));
+        assert!(known.admit(&bob, identity, (false, now + slack, one), now));
+        assert!(!known.admit(&bob, identity, (false, now, two), now), "as far as clocks may differ");
+        assert!(known.admit(&bob, identity, (false, now, two), now - 1), "the own clock was set back");
+        assert!(!known.admit(&bob, identity, (false, now - 1, one), now));
         // The file does not restore it either.
-        assert!(known.admit(&bob, identity, (now + 2 * slack, one), now + slack));
+        assert!(known.admit(&bob, identity, (false, now + 2 * slack, one), now + slack));
         known.write(now + slack).expect("written");
         drop(known);
-        assert!(open().admit(&bob, identity, (now, two), now));
+        assert!(open().admit(&bob, identity, (false, now, two), now));
     }
 
     /// PROTOCOL#newest-certificate.
@@ -475,9 +496,9 @@ mod tests {
         let bob: Username = "bob".parse().expect("name");
         let (identity, one, two) = (Fingerprint([0; 32]), Fingerprint([1; 32]), Fingerprint([2; 32]));
         let mut known = open();
-        assert!(known.admit(&bob, identity, (now, one), now));
+        assert!(known.admit(&bob, identity, (false, now, one), now));
         known.write(now - day).expect("written");
-        assert!(!open().admit(&bob, identity, (now - 1, two), now));
+        assert!(!open().admit(&bob, identity, (false, now - 1, two), now));
     }
 
     /// PROTOCOL#newest-certificate.
@@ -491,23 +512,51 @@ mod tests {
         let (identity, key) = (Fingerprint([0; 32]), Fingerprint([1; 32]));
         let (mut known, mut other) = (open(), open());
         for second in 0..200 {
-            assert!(known.admit(&bob, identity, (now + second, key), now));
+            assert!(known.admit(&bob, identity, (false, now + second, key), now));
             known.write_in_time(now, start + Duration::from_secs(second)).expect("written");
-            let newest = open().newest(&bob, identity, now).map(|(created, _)| created);
+            let newest = open().newest(&bob, identity, false, now).map(|(created, _)| created);
             assert_eq!((newest, lines()), (Some(now + second / 60 * 60), 1));
         }
         // The file has what both clients have seen: the newest for each user.
         assert!(
-            other.admit(&bob, identity, (now, key), now) && other.admit(&carol, identity, (now, key), now)
+            other.admit(&bob, identity, (false, now, key), now)
+                && other.admit(&carol, identity, (false, now, key), now)
         );
         drop((known, other));
-        assert_eq!(open().newest(&bob, identity, now), Some((now + 199, key)));
-        assert_eq!((open().newest(&carol, identity, now), lines()), (Some((now, key)), 2));
+        assert_eq!(open().newest(&bob, identity, false, now), Some((now + 199, key)));
+        assert_eq!((open().newest(&carol, identity, false, now), lines()), (Some((now, key)), 2));
         // A certificate that is too old to refuse another one is removed.
-        let (mut known, later) = (open(), now + CERTIFICATE_KEPT + 200);
-        assert!(known.admit(&carol, identity, (later, key), later));
+        let (mut known, later) = (open(), now + SESSION_KEPT + 200);
+        assert!(known.admit(&carol, identity, (false, later, key), later));
         known.write(later).expect("written");
         assert_eq!((lines(), known.certificates.newest.len()), (1, 1));
+    }
+
+    /// PROTOCOL#mail-sender, PROTOCOL#newest-certificate.
+    #[test]
+    fn mailbox_certificates_are_remembered_apart_and_longer() {
+        let (folder, now) = (Folder::new(), clock::now_ms());
+        let path = folder.0.join("known_certificates");
+        let open = || folder.open("a:1").expect("files");
+        let bob: Username = "bob".parse().expect("name");
+        let (identity, one, two) = (Fingerprint([0; 32]), Fingerprint([1; 32]), Fingerprint([2; 32]));
+        assert!(open().admit(&bob, identity, (false, now - 9 * DAY, one), now - 9 * DAY));
+        // The record of an earlier version, without a kind.
+        let record = fs::read_to_string(&path).expect("there").replace(",\"mailbox\":false", "");
+        assert!(!record.contains("mailbox"), "{record}");
+        fs::write(&path, record.replace(&(now - 9 * DAY).to_string(), &now.to_string())).expect("written");
+        let mut known = open();
+        assert!(!known.admit(&bob, identity, (false, now - 1, two), now), "a session certificate");
+        assert!(known.admit(&bob, identity, (true, now - 31 * DAY, two), now - 31 * DAY));
+        assert!(known.admit(&bob, identity, (true, now - 30 * DAY, one), now - 30 * DAY));
+        known.write(now).expect("written");
+        drop(known);
+        // The newer one is still valid, so an older one is, too.
+        let mut known = open();
+        assert!(!known.admit(&bob, identity, (true, now - 31 * DAY, two), now));
+        assert_eq!(known.newest(&bob, identity, false, now), Some((now, one)));
+        known.write(now + 8 * DAY).expect("written");
+        assert!(known.certificates.newest.is_empty(), "both protect nothing any more");
     }
 
     /// README#records.

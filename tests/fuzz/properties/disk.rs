@@ -184,9 +184,9 @@ fn records(bytes: &[u8]) {
         Ok(mut known) => {
             nothing_is_lost(&path, bytes);
             let (now, key) = (clock::now_ms(), Fingerprint([9; 32]));
-            let is_new = known.admit(&bob, key, (now, key), now);
+            let is_new = known.admit(&bob, key, (false, now, key), now);
             drop(known);
-            let again = open().expect("its own record").newest(&bob, key, now);
+            let again = open().expect("its own record").newest(&bob, key, false, now);
             let is_newest = again.is_some_and(|(created, _)| created >= now);
             assert!(is_newest && (!is_new || again == Some((now, key))));
         }

@@ -1,13 +1,13 @@
 //! The outcome of sent messages, as the server reports it, and the report to the user.
 //!
-//! Invariant: for every recipient, a message ends as delivered or is reported as not delivered. Only a message that
-//! meets a stale session key is sent again automatically; a failed one waits for the user. Specification:
-//! PROTOCOL#outcome.
+//! Invariant: for every recipient, a message ends as delivered or kept, or is reported as not delivered. Only a message
+//! that meets a stale key or was lost with a session is sent again automatically; a failed one waits for the user.
+//! Specification: PROTOCOL#outcome.
 
 use super::{Copy, Missed, Outbox, Outcome, Outgoing, own_entry};
 use crate::client::audience::Audience;
 use crate::client::entry::SendState;
-use crate::client::session::contacts::Contacts;
+use crate::client::session::contacts::{Contact, Contacts};
 use crate::client::session::cx::{Cx, MAX_NAMED};
 use crate::client::session::event::Display;
 use crate::client::session::presence::OnlineUsers;
@@ -18,7 +18,7 @@ use crate::protocol::{Lost, Sent};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// A message that meets a stale key this often is abandoned: an honest server does not do that. PROTOCOL#stale.
+/// A message that meets a stale key or is lost this often is abandoned: an honest server does not do that. PROTOCOL#stale.
 const MAX_TRIES: u32 = 3;
 /// The number of failed messages that can be sent again: more than a user goes back to.
 const MAX_FAILED: usize = 64;
@@ -38,70 +38,88 @@ impl Outbox {
         let Some((number, names)) = self.flights.remove(&answer.id) else {
             return cx.server_problem("the server answered a request that was not made");
         };
-        let [delivered, stale, busy] = [&answer.delivered, &answer.stale, &answer.busy]
+        let [delivered, kept, stale, busy] = [&answer.delivered, &answer.kept, &answer.stale, &answer.busy]
             .map(|names| names.iter().collect::<BTreeSet<_>>());
+        let is_lost = self.lost.remove(&answer.id);
         for name in &names {
             let recipient = self.recipient(name);
             recipient.in_flight = recipient.in_flight.saturating_sub(1);
-            if delivered.contains(name) {
-                self.settle(number, name, Ok(()));
-            } else if stale.contains(name) && self.may_retry(number, name) {
-                contacts.forget_session(name);
-                let recipient = self.recipient(name);
-                recipient.stale = recipient.flying.take().or(recipient.stale);
-                recipient.backlog.insert(number);
-            } else if busy.contains(name) {
-                self.settle(number, name, Err(Missed::Busy));
-            } else {
-                contacts.forget_session(name);
-                let missed = if stale.contains(name) { Missed::Failed } else { Missed::Offline };
-                self.settle(number, name, Err(missed));
-            }
+            let Some(for_mailbox) = self.copy(number, name).map(|copy| copy.for_mailbox) else { continue };
+            // PROTOCOL#mail-sender.
+            let (accepted, contrary) = if for_mailbox { (&kept, &delivered) } else { (&delivered, &kept) };
+            let outcome = match name {
+                _ if accepted.contains(name) && is_lost => Err(Missed::Lost),
+                _ if accepted.contains(name) => Ok(()),
+                _ if stale.contains(name) => Err(Missed::Failed),
+                _ if busy.contains(name) && for_mailbox => Err(Missed::MailboxFull),
+                _ if busy.contains(name) => Err(Missed::Busy),
+                _ if contrary.contains(name) => Err(Missed::Contradicted),
+                _ => Err(Missed::Offline),
+            };
+            self.conclude(contacts, number, name, outcome);
         }
         self.pump(cx, contacts, names);
         self.finish(cx, contacts, number);
-        if self.lost.remove(&answer.id)
-            && let Some(name) = answer.delivered.first()
-        {
-            self.lost(cx, contacts, &Lost { id: answer.id, name: name.clone() });
-        }
     }
 
-    /// Handles that the recipient's session ended before it acknowledged a message. PROTOCOL#lost.
-    pub fn lost(&mut self, cx: &mut Cx, contacts: &Contacts, lost: &Lost) {
-        if self.flights.contains_key(&lost.id) {
-            // The session ended so soon that this message overtook the answer.
-            self.lost.insert(lost.id);
-            return;
-        }
+    /// Handles that the recipient's session ended before it acknowledged a message: the message is sealed again for the
+    /// recipient's next key. PROTOCOL#lost.
+    pub fn lost(&mut self, cx: &mut Cx, contacts: &mut Contacts, lost: &Lost) {
+        let overtook = self.flights.contains_key(&lost.id);
         let is_it = |message: &Outgoing| {
-            let copy = message.copies.get(&lost.name).filter(|_| message.audience != Audience::Everyone);
-            copy.is_some_and(|copy| copy.request == lost.id && copy.outcome == Some(Ok(())))
+            let copy = message.copies.get(&lost.name).filter(|_| message.can_wait());
+            let outcome = if overtook { None } else { Some(Ok(())) };
+            copy.is_some_and(|copy| copy.request == lost.id && !copy.for_mailbox && copy.outcome == outcome)
         };
         let Some((&number, message)) = self.messages.iter_mut().find(|(_, message)| is_it(message)) else {
             let text = "some messages to {} may not have arrived: their session ended first";
             return cx.problem_about(&lost.name, "lost", text.replace("{}", lost.name.as_str()));
         };
-        message.settle(&lost.name, Err(Missed::Lost));
-        if message.settled.is_some()
-            && let Some(message) = self.messages.remove(&number)
-        {
-            self.report(cx, contacts, number, message);
+        if overtook {
+            // The session ended so soon that this message overtook the answer.
+            self.lost.insert(lost.id);
+            return;
         }
+        message.reopen(&lost.name);
+        self.conclude(contacts, number, &lost.name, Err(Missed::Lost));
+        self.pump(cx, contacts, [lost.name.clone()]);
+        self.finish(cx, contacts, number);
+    }
+
+    fn copy(&mut self, number: u64, name: &Username) -> Option<&mut Copy> {
+        self.messages.get_mut(&number)?.copies.get_mut(name)
+    }
+
+    /// Notes an outcome. A copy whose key is out of use waits for the next one, a few times. PROTOCOL#stale.
+    fn conclude(
+        &mut self,
+        contacts: &mut Contacts,
+        number: u64,
+        name: &Username,
+        outcome: Result<(), Missed>,
+    ) {
+        if !matches!(outcome, Ok(()) | Err(Missed::Busy | Missed::MailboxFull)) {
+            contacts.forget_key(name, |_| true);
+        }
+        if matches!(outcome, Err(Missed::Failed | Missed::Lost))
+            && let Some(copy) = self.copy(number, name)
+        {
+            copy.was_lost |= outcome == Err(Missed::Lost);
+            copy.tries += 1;
+            if copy.tries <= MAX_TRIES {
+                let recipient = self.recipient(name);
+                recipient.stale = recipient.flying.take().or(recipient.stale);
+                recipient.backlog.insert(number);
+                return;
+            }
+        }
+        self.settle(number, name, outcome);
     }
 
     /// Forgets delivered messages when their time is over.
     pub fn tick(&mut self, cx: &Cx) {
         let is_over = |since| cx.instant.duration_since(since) >= KEEP_DELIVERED;
         self.messages.retain(|_, message| message.has_failed() || !message.settled.is_some_and(is_over));
-    }
-
-    fn may_retry(&mut self, number: u64, name: &Username) -> bool {
-        let copy = self.messages.get_mut(&number).and_then(|message| message.copies.get_mut(name));
-        copy.is_some_and(|copy| {
-            copy.tries += 1;
-            copy.tries <= MAX_TRIES
-        })
     }
 
     /// Handles a refused request: `why` is the server's sanitised reason.
@@ -144,8 +162,8 @@ impl Outbox {
         let is_over = message.waiting == 0;
         let is_first = message.delivered > 0 && !message.shown;
         if message.audience == Audience::Everyone && is_first {
-            message.shown = true;
             let entry = own_entry(cx, contacts, number, message, SendState::Taken);
+            message.shown = true;
             cx.display(Display::Entry(entry));
         }
         if is_over && let Some(message) = self.messages.remove(&number) {
@@ -170,8 +188,15 @@ impl Outbox {
                 self.outcomes.extend(message.copies.into_keys().map(Outcome::Opened));
             }
             (Kind::RoomOpened, Some((name, because))) => {
+                let waits = contacts.find(&name).is_some_and(Contact::has_mailbox);
+                let then = if waits {
+                    "is kept for {} until they log in"
+                } else {
+                    "is sent to {} alone if they come online"
+                };
+                let then = then.replace("{}", name.as_str());
                 cx.problem(format!(
-                    "{because}: no room is open; what you type here is sent to {name} alone if they come online; /leave returns to everyone"
+                    "{because}: no room is open; what you type here {then}; /leave returns to everyone"
                 ));
                 // The user can type `/room` again.
                 self.outcomes.push_back(Outcome::NotOpened(name));
@@ -180,14 +205,21 @@ impl Outbox {
         }
     }
 
-    /// Shows who has got a private or room message, and keeps it: it may be sent again, or reported as lost.
+    /// Shows who gets a private or room message, and keeps it: it may be sent again, or reported as lost.
     fn report_direct(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64, message: Outgoing) {
-        let (delivered, count) = (message.delivered, message.copies.len());
+        let (kept, count) = (message.kept(), message.copies.len());
+        let delivered = message.delivered - kept.len();
+        let waits = format!("kept for {} until they log in", kept.join(", "));
         let reasons = all_because(contacts, message.missed());
+        let is_doubtful = |(_, why)| matches!(why, Missed::Lost | Missed::Contradicted);
         let state = match message.missed().next().map(|(_, why)| why) {
-            None => SendState::Taken,
-            Some(_) if delivered > 0 => SendState::Partly(format!("{delivered} of {count}: {reasons}")),
-            Some(Missed::Lost) => {
+            None if kept.is_empty() => SendState::Taken,
+            None => SendState::Kept(waits),
+            Some(_) if message.delivered > 0 => {
+                let waits = if kept.is_empty() { String::new() } else { format!("; {waits}") };
+                SendState::Partly(format!("{delivered} of {count}: {reasons}{waits}"))
+            }
+            Some(_) if message.missed().any(is_doubtful) => {
                 SendState::Failed(format!("{} may not have arrived: {reasons}", quoted(&message.text)))
             }
             Some(Missed::KeyChanged) if message.requested.is_none() => {
@@ -240,8 +272,10 @@ impl Outbox {
         mut message: Outgoing,
         state: SendState,
     ) {
+        let has_failed = matches!(state, SendState::Failed(_));
         let entry = own_entry(cx, contacts, number, &message, state);
         cx.display(Display::Entry(entry));
+        message.shown |= !has_failed;
         (message.settled, message.sealed) = (Some(cx.instant), None);
         let has_failed = message.has_failed();
         self.messages.insert(number, message);
