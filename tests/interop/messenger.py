@@ -816,7 +816,8 @@ class Person:
 
 
 class Job:
-    """A text being sent. `outcome` has for each target: delivered, kept, offline, busy, stale, or an error code."""
+    """A text being sent. `outcome` has for each target: delivered, kept, offline, busy, stale, an error code, or
+    broken: the server claims something that the key does not allow, so the message may not have arrived."""
 
     def __init__(self, targets, text, kind, scope, members=()):
         self.targets, self.text, self.kind, self.scope = list(targets), text, kind, scope
@@ -1516,8 +1517,7 @@ class Client:
         fates = {name: fate for fate in ("delivered", "kept", "offline", "stale", "busy") for name in names(message, fate)}
         if job is None or sorted(fates) != sorted(targets):
             raise Refused("malformed", "an answer that matches no message")
-        if any(fate == {"session": "kept", "mailbox": "delivered"}[targets[name][1]] for name, fate in fates.items()):
-            raise Refused("malformed", "a message kept under a session key, or delivered under a mailbox key")
+        fates = {name: "broken" if fate == {"session": "kept", "mailbox": "delivered"}[targets[name][1]] else fate for name, fate in fates.items()}
         again = [name for name, fate in fates.items() if fate == "stale" or (at, name) in self._lost]
         job.outcome.update(fates)
         if job.waits and "delivered" in fates.values():
