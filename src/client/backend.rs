@@ -13,7 +13,7 @@ use super::options::Options;
 use super::session::{Action, Display, Effect, Event, Exit, Session};
 use super::transfer::{Router, Transfers};
 use crate::clock;
-use crate::crypto::keys::SessionKey;
+use crate::crypto::keys::{NewMailboxKey, SessionKey};
 use crate::crypto::secret::Password;
 use crate::name::Username;
 use crate::protocol::ClientMessage;
@@ -113,6 +113,13 @@ impl Backend {
                 // Without a thread there is no key now; the session requests it again in ten minutes.
                 let _ = spawn("key", make);
             }
+            Action::MakeMailboxKey => {
+                let inbox = self.inbox.clone();
+                let make =
+                    move || _ = inbox.report(Event::NewMailboxKey(Box::new(NewMailboxKey::generate())));
+                let _ = spawn("key", make);
+            }
+            Action::Hold(holds) => self.inbox.hold(holds),
             Action::ChangePassword(file) => {
                 let changed = |outcome| Event::PasswordChanged(outcome);
                 let started = self.change_password(front.passwords(file));

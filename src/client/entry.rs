@@ -6,6 +6,7 @@
 use super::audience::{Audience, Partners};
 use super::store::trust::Trust;
 use super::text::quoted;
+use crate::clock::date_minute;
 use crate::name::Username;
 use std::cell::Cell;
 
@@ -29,7 +30,7 @@ pub enum SendState {
     UnderWay,
     /// The server has accepted it for its recipients, of a broadcast for at least one.
     Taken,
-    /// The server has accepted it for all recipients, and keeps it for these, who are absent. README#absent.
+    /// The server has accepted it for all recipients, and keeps it for these, who are absent. README#absent-users.
     Kept(String),
     /// Only some members of the room received it: how many, and why the others did not.
     Partly(String),
@@ -145,6 +146,21 @@ impl Entry {
             Source::Problem => format!("! {text}"),
         }
     }
+}
+
+/// A sentence about the number of messages that waited while the user was away.
+pub fn away(count: usize) -> String {
+    let messages = if count == 1 { "message" } else { "messages" };
+    format!("{count} {messages} arrived while you were away")
+}
+
+/// The same with the times of the first and the last of `entries`.
+pub fn away_with_times(entries: &[Entry]) -> String {
+    let times = entries.iter().map(|entry| entry.time);
+    let [first, last] =
+        [times.clone().min(), times.max()].map(|time| time.map_or(String::new(), date_minute));
+    let away = away(entries.len());
+    if first == last { format!("{away}, at {first}") } else { format!("{away}, from {first} to {last}") }
 }
 
 #[cfg(test)]

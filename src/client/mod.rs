@@ -130,7 +130,7 @@ fn begin(
         let _ = connection.say(&ClientMessage::Logout);
         StartError::Disk(error)
     })?;
-    let _mailbox = mailbox(options, &login.credentials, &mut notices);
+    let mailbox = mailbox(options, &login.credentials, &mut notices);
     let tls = if options.tls { "" } else { " WITHOUT TLS" };
     let LoggedIn { credentials, key, token, notice } = login;
     notices.extend(notice);
@@ -138,7 +138,8 @@ fn begin(
     let greeting = format!("logged in as {name} on {}{tls}", options.server());
     let NewKey { key, created, newest } = key;
     let session = Session::new(name, identity, key, (trust, ignored), Instant::now());
-    let mut session = session.on(connection.server).certified(created, newest);
+    let session = session.on(connection.server).certified(created, newest);
+    let mut session = session.with_mailbox(mailbox);
     session.keep(history, earlier, notices, clock::now_ms());
     Ok((session, Reconnector::new(&options.pinned(connection.server), credentials, token), greeting))
 }

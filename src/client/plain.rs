@@ -3,7 +3,7 @@
 //! Invariant: it never asks; each line is flushed; output without a reader delays the session, and never the network.
 
 use super::backend::{Backend, Front, Passwords, drive};
-use super::entry::{Entry, SendState, Source};
+use super::entry::{self, Entry, SendState, Source};
 use super::error::StartError;
 use super::lines::{Lines, Typed};
 use super::net::connect::Connection;
@@ -28,6 +28,8 @@ use std::time::Duration;
 const QUEUE: usize = 16;
 /// The session gets the time at least this often: deadlines are met to the second.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the loop checks whether mail is printed.
+const PRINT_TICK: Duration = Duration::from_millis(10);
 
 /// Runs until the input or the connection ends.
 ///
@@ -57,7 +59,8 @@ pub fn run(
     let backend = Backend::start(session.me(), link, options, poke)?;
     spawn("input", move || read_lines(lines, &wake))?;
     printer.print(format!("* {greeting}"));
-    let mut front = Plain { printer, times: options.times, password_file: options.password_file.clone() };
+    let (times, password_file) = (options.times, options.password_file.clone());
+    let mut front = Plain { printer, times, password_file, prints_mail: false };
     let mut lines = Lines::of(typed);
     let exit = front.serve(&mut session, &backend, &waking, &mut lines);
     if !session.is_leaving()
@@ -74,6 +77,8 @@ struct Plain {
     printer: Printer,
     times: bool,
     password_file: Option<PathBuf>,
+    /// Whether mail may not be printed yet.
+    prints_mail: bool,
 }
 
 impl Plain {
@@ -85,9 +90,13 @@ impl Plain {
         lines: &mut Lines,
     ) -> Exit {
         let mut had_line = false;
+        // Mail is requested before anything arrives.
+        if let Some(exit) = drive(session, backend, self, Event::Tick) {
+            return exit;
+        }
         loop {
             if backend.is_idle() && !had_line {
-                let _ = waking.recv_timeout(TICK);
+                let _ = waking.recv_timeout(if self.prints_mail { PRINT_TICK } else { TICK });
             }
             let stopped = self.printer.stopped();
             if let Some(signal) = stopped {
@@ -102,7 +111,13 @@ impl Plain {
                 let exit = drive(session, backend, self, Event::LeaveNow).unwrap_or_default();
                 return Exit { status: 1, ..exit };
             }
-            let event = backend.next().unwrap_or(Event::Tick);
+            let event = match self.prints_mail && self.printer.is_idle() {
+                true => {
+                    self.prints_mail = false;
+                    Event::MailShown
+                }
+                false => backend.next().unwrap_or(Event::Tick),
+            };
             let mut exit = drive(session, backend, self, event);
             let line = if exit.is_none() { lines.next(session) } else { None };
             had_line = line.is_some();
@@ -136,6 +151,11 @@ impl Front for Plain {
                     _ => return None,
                 };
                 self.printer.print(format!("{state} ({})", quoted(&entry.text)));
+            }
+            Display::Mail(entries) => {
+                self.printer.print(format!("* {}", entry::away_with_times(&entries)));
+                entries.iter().for_each(|entry| self.printer.print_at(entry.time, entry.line()));
+                self.prints_mail = true;
             }
             Display::Progress(text) => self.printer.print(format!("* {text}")),
             Display::View(_) => {

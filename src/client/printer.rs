@@ -113,6 +113,12 @@ impl Printer {
         lock(&self.shared.waiting).failed.is_some()
     }
 
+    /// Whether everything is printed.
+    pub fn is_idle(&self) -> bool {
+        let waiting = lock(&self.shared.waiting);
+        !waiting.writing && waiting.lines.is_empty() && waiting.failed.is_none()
+    }
+
     /// Waits until everything is printed, or for a second when the process is to stop.
     ///
     /// # Errors

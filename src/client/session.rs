@@ -15,6 +15,7 @@ mod event;
 pub mod files;
 mod incoming;
 mod leaving;
+mod mailbox;
 mod notices;
 mod outgoing;
 mod presence;
@@ -26,6 +27,7 @@ mod talk;
 use super::audience::Audience;
 use super::entry::{Entry, Place, Source};
 use super::store::history::{History, Message};
+use super::store::mailbox::MailboxFile;
 use super::store::trust::{Ignored, TrustStore};
 use super::text::{mentions, sanitise_lines, shortened};
 use crate::crypto::envelope::Kind;
@@ -43,6 +45,7 @@ use cx::Cx;
 use files::Files;
 use incoming::{Arrived, Incoming, Received};
 use leaving::Leaving;
+use mailbox::Mailbox;
 use outgoing::{Missed, Outbox, Outcome, Outgoing};
 use presence::OnlineUsers;
 use record::Record;
@@ -67,6 +70,7 @@ pub struct Session {
     contacts: Contacts,
     outbox: Outbox,
     incoming: Incoming,
+    mailbox: Mailbox,
     online: OnlineUsers,
     talk: Talk,
     record: Record,
@@ -89,6 +93,7 @@ impl Session {
             contacts: Contacts::new(known),
             outbox: Outbox::default(),
             incoming: Incoming::default(),
+            mailbox: Mailbox::default(),
             online: OnlineUsers::default(),
             talk: Talk::default(),
             record: Record::default(),
@@ -123,6 +128,12 @@ impl Session {
         self.record = Record::new(kept, earlier, &self.cx.me);
     }
 
+    /// Takes the mailbox file, which is read already.
+    pub fn with_mailbox(mut self, mailbox: MailboxFile) -> Session {
+        self.cx.account.mailbox = Some(mailbox).filter(MailboxFile::is_usable);
+        self
+    }
+
     /// Handles one event. `now_ms` is the wall clock, milliseconds since 1970, `now` the monotonic one.
     pub fn handle(&mut self, event: Event, now_ms: u64, now: Instant) -> Vec<Effect> {
         if self.cx.is_over() {
@@ -134,6 +145,7 @@ impl Session {
         cx.tell_counted(false);
         self.incoming.tick(cx);
         self.outbox.tick(cx);
+        self.mailbox.begin(cx);
         self.online.report(cx, matches!(event, Event::Line(_)));
         match event {
             Event::Line(line) => self.line(&line),
@@ -167,6 +179,8 @@ impl Session {
                 self.contacts.remember_own(cx, certificate.created, fingerprint);
                 cx.send(ClientMessage::Renew(Box::new(certificate)));
             }
+            Event::NewMailboxKey(key) => self.mailbox.made(cx, *key),
+            Event::MailShown => self.mailbox.shown(cx),
             Event::Transfer(number, step) => self.files.step(cx, number, step),
             Event::PasswordChanged(Ok(())) => {
                 cx.account.password = PasswordChange::None;
@@ -184,8 +198,14 @@ impl Session {
         }
         self.files.tick(&mut self.cx);
         self.settle();
+        let cx = &mut self.cx;
+        let mail = self.mailbox.advance(cx, &mut self.contacts, &mut self.incoming, &self.online);
+        self.show_mail(&mail);
         self.contacts.ask(&mut self.cx);
-        let is_due = !self.online.is_complete() || self.contacts.is_asking() || self.outbox.in_flight();
+        let is_due = !self.online.is_complete()
+            || self.contacts.is_asking()
+            || self.outbox.in_flight()
+            || self.mailbox.is_asking();
         self.connection.owes(&self.cx, is_due);
         self.contacts.tick(&mut self.cx);
         self.record.take_said(&mut self.cx);
@@ -244,12 +264,18 @@ impl Session {
                 self.outbox.sent(cx, &mut self.contacts, &sent);
             }
             ServerMessage::Lost(lost) => self.outbox.lost(cx, &mut self.contacts, &lost),
+            ServerMessage::Mail(mail) => {
+                self.connection.answered();
+                self.mailbox.answered(cx, mail);
+            }
+            ServerMessage::MailboxSet => {
+                self.connection.answered();
+                self.mailbox.set(cx);
+            }
             ServerMessage::Error(failure) => self.failure(&failure),
-            // The link and the threads of transfers handle the last five. This client has no mailbox.
+            // The link and the threads of transfers handle the last five.
             ServerMessage::Registered
             | ServerMessage::PasswordChanged
-            | ServerMessage::MailboxSet
-            | ServerMessage::Mail(_)
             | ServerMessage::Challenge(_)
             | ServerMessage::ResumeChallenge(_)
             | ServerMessage::Resumed(_)
@@ -282,9 +308,13 @@ impl Session {
         if failure.is(ErrorCode::BadKey) {
             self.cx.account.learn(failure.newest.unwrap_or(0));
         }
+        let refuses_mailbox = failure.is(ErrorCode::BadMailbox) || failure.is(ErrorCode::NoMail);
+        let newest = failure.is(ErrorCode::BadMailbox).then(|| failure.newest.unwrap_or(0));
         if let Some(over) = last_word(failure) {
             self.cx.problem(format!("{over}: this session is over"));
             self.give_up();
+        } else if refuses_mailbox && self.mailbox.refused(&mut self.cx, newest) {
+            self.connection.answered();
         } else if let Some(id) = failure.id {
             self.connection.answered();
             self.outbox.refused(&mut self.cx, &mut self.contacts, id, &text);
@@ -366,23 +396,28 @@ impl Session {
     }
 
     fn open(&mut self, message: &EncryptedMessage) {
-        let opened = self.incoming.open(&mut self.cx, &self.contacts, &self.online, message);
-        if let Some(received) = opened
-            && let Err(why) = self.deliver(&received)
-        {
-            self.incoming.refuse(&mut self.cx, &received.header, &why);
+        match self.incoming.open(&mut self.cx, &self.contacts, &self.online, message) {
+            // PROTOCOL#mail-refusals.
+            Some(received) if received.is_mail => self.mailbox.keep(None, received),
+            Some(received) => {
+                if let Err(why) = self.deliver(&received) {
+                    self.incoming.refuse(&mut self.cx, &received.header, &why);
+                }
+            }
+            None => {}
         }
     }
 
     /// Passes an envelope to the part that handles its kind.
-    fn deliver(&mut self, Received { header, to, text }: &Received) -> Result<(), String> {
+    fn deliver(&mut self, received: &Received) -> Result<(), String> {
+        let Received { header, text, .. } = received;
         let (cx, from) = (&mut self.cx, &header.from);
         match header.kind {
             Kind::RoomOpened => self.talk.partner_opened(cx, from),
             Kind::RoomLeft => self.talk.partner_left(cx, from),
             Kind::Message => {
-                let source = Source::User { from: from.clone(), to: to.clone() };
-                self.show_received(source, sanitise_lines(text));
+                let entry = self.entry(received, self.cx.now);
+                self.show_received(entry);
             }
             Kind::FileOffer => {
                 self.files.offered(cx, from, text)?;
@@ -401,17 +436,35 @@ impl Session {
         Ok(())
     }
 
-    /// Shows a message of another user. `text` is sanitised.
-    fn show_received(&mut self, source: Source, text: String) {
-        let Some(from) = source.from().cloned() else { return };
-        let place = source.place(&self.cx.me);
-        let mention = !mentions(&text, self.cx.me.as_str()).is_empty();
-        if mention || place != Place::Everyone {
-            self.talk.alert(&mut self.cx, &from, place.clone());
-        }
-        let trust = self.contacts.trust(&from);
-        let entry = Entry { mention, trust, ..Entry::new(self.cx.now, source, place, text) };
+    /// The entry of a message of another user, with this time.
+    fn entry(&self, Received { header, to, text, .. }: &Received, time: u64) -> Entry {
+        let (me, text) = (&self.cx.me, sanitise_lines(text));
+        let source = Source::User { from: header.from.clone(), to: to.clone() };
+        let (place, mention) = (source.place(me), !mentions(&text, me.as_str()).is_empty());
+        Entry { mention, trust: self.contacts.trust(&header.from), ..Entry::new(time, source, place, text) }
+    }
+
+    fn show_received(&mut self, entry: Entry) {
+        self.alert(&entry);
         self.cx.display(Display::Entry(entry));
+    }
+
+    /// Shows messages that waited while the user was away, with their senders' times.
+    fn show_mail(&mut self, mail: &[Received]) {
+        let entry = |received: &Received| self.entry(received, received.header.time.min(self.cx.now));
+        let entries: Vec<Entry> = mail.iter().map(entry).collect();
+        if let Some(last) = entries.last() {
+            self.alert(last);
+            self.cx.display(Display::Mail(entries));
+        }
+    }
+
+    fn alert(&mut self, entry: &Entry) {
+        if let Some(from) = entry.source.from()
+            && (entry.mention || entry.place != Place::Everyone)
+        {
+            self.talk.alert(&mut self.cx, from, entry.place.clone());
+        }
     }
 
     // ---- a new session, and the end
@@ -431,6 +484,9 @@ impl Session {
         self.talk.close_all(cx);
         self.online = OnlineUsers::default();
         self.contacts.restart(self.incoming.waiting());
+        let mail = self.mailbox.restart(&mut self.cx);
+        self.show_mail(&mail);
+        self.mailbox.begin(&mut self.cx);
     }
 
     fn certify(&mut self, created: u64, newest: u64) {

@@ -1,5 +1,6 @@
 //! What users see: chat, files, history, the full screen, reconnection, login and passwords, with real programs over TLS.
 
+mod absence;
 mod chat;
 mod files;
 mod history;

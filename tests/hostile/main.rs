@@ -2,6 +2,7 @@
 
 mod clients;
 mod files;
+mod mail;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;

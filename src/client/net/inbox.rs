@@ -20,6 +20,9 @@ const ACK_PERIOD: Duration = Duration::from_secs(1);
 const MAX_WAITING: usize = 4 * 1024 * 1024;
 /// The most bytes that may wait when another thread adds an event, so that it waits before the reader does.
 const MAX_OTHERS: usize = 1024 * 1024;
+/// The most bytes of frames that wait unacknowledged for a message that is held back: a half of what a server holds for
+/// a client at least.
+const MAX_HELD: usize = 192 * 1024;
 /// The approximate size of an event besides its frame, in bytes.
 const EVENT: usize = 256;
 
@@ -48,6 +51,8 @@ struct Waiting {
     said_at: Option<Instant>,
     /// Whether a private or room message is among the frames taken since then.
     direct: bool,
+    /// Whether private and room messages are held back.
+    holds: bool,
     /// The owner takes no further events.
     closed: bool,
 }
@@ -70,6 +75,31 @@ impl Item {
 }
 
 impl Waiting {
+    /// The index of the next item that the owner can take.
+    fn next(&self) -> Option<usize> {
+        let held = self.items.iter().take_while(|item| self.holds && item.is_direct());
+        let (held, bytes) = held.fold((0, 0), |(count, bytes), item| (count + 1, bytes + item.bytes));
+        let next = if bytes > MAX_HELD { 0 } else { held };
+        (next < self.items.len()).then_some(next)
+    }
+
+    /// Removes an item for the owner. Its frames count when those before it do.
+    fn take(&mut self, at: usize) -> Option<Item> {
+        let item = self.items.remove(at)?;
+        self.bytes -= item.memory;
+        match at.checked_sub(1).and_then(|before| self.items.get_mut(before)) {
+            Some(before) => {
+                before.frames += item.frames;
+                before.bytes += item.bytes;
+            }
+            None => {
+                self.taken.count(item.frames, item.bytes);
+                self.direct |= item.frames > 0 && item.is_direct();
+            }
+        }
+        Some(item)
+    }
+
     /// The time until a taken private or room message must be acknowledged.
     fn left(&self, now: Instant) -> Option<Duration> {
         let passed = self.said_at.map_or(ACK_PERIOD, |then| now.saturating_duration_since(then));
@@ -149,19 +179,23 @@ impl Inbox {
     /// The next event; `None` if nothing waits.
     pub fn next(&self) -> Option<Event> {
         let mut waiting = lock(&self.waiting);
-        let item = waiting.items.pop_front()?;
-        waiting.bytes -= item.memory;
-        waiting.taken.count(item.frames, item.bytes);
-        waiting.direct |= item.frames > 0 && item.is_direct();
+        let next = waiting.next()?;
+        let item = waiting.take(next)?;
         self.acknowledge(&mut waiting, false);
         drop(waiting);
         self.room.notify_all();
         Some(item.event)
     }
 
-    /// Whether nothing waits.
+    /// Whether nothing waits that the owner can take.
     pub fn is_empty(&self) -> bool {
-        lock(&self.waiting).items.is_empty()
+        lock(&self.waiting).next().is_none()
+    }
+
+    /// Holds private and room messages back, or no longer. Later events overtake them; an acknowledgement does not.
+    /// PROTOCOL#mail-order.
+    pub fn hold(&self, holds: bool) {
+        lock(&self.waiting).holds = holds;
     }
 
     /// Acknowledges the frames that the owner has taken since the last acknowledgement.
@@ -277,6 +311,47 @@ mod tests {
         assert!(lock(&inbox.waiting).said_at.is_none());
         assert!(inbox.next().is_some() && inbox.next().is_some() && inbox.acknowledge_due().is_none());
         assert_eq!(acked(&queue), "{\"type\":\"ack\",\"received\":3}\n");
+    }
+
+    /// PROTOCOL#mail-order.
+    #[test]
+    fn held_messages_wait_unacknowledged_behind_later_events() {
+        let held = || {
+            let (inbox, queue, _) = inbox();
+            inbox.hold(true);
+            inbox.frame(Some(Event::Tick), 10);
+            for (kind, to) in [(Message, "bob"), (RoomOpened, "bob"), (Message, "bob"), (Message, "")] {
+                inbox.frame(Some(envelope(kind, to)), 10);
+            }
+            (0..3).for_each(|_| assert!(inbox.next().is_some(), "all but two messages"));
+            assert!(inbox.is_empty() && inbox.next().is_none());
+            inbox.frame(Some(Event::Tick), 10);
+            assert!(matches!(inbox.next(), Some(Event::Tick)) && inbox.is_empty());
+            (inbox, queue)
+        };
+        let (inbox, queue) = held();
+        inbox.acknowledge_now();
+        assert_eq!(acked(&queue), "{\"type\":\"ack\",\"received\":1}\n");
+        let (inbox, queue) = held();
+        inbox.hold(false);
+        (0..2).for_each(|_| assert!(matches!(inbox.next(), Some(Event::Server(_)))));
+        inbox.acknowledge_now();
+        assert!(inbox.is_empty());
+        assert_eq!(acked(&queue), "{\"type\":\"ack\",\"received\":6}\n");
+    }
+
+    /// PROTOCOL#mail-order.
+    #[test]
+    fn messages_are_not_held_behind_much() {
+        let (inbox, ..) = inbox();
+        inbox.hold(true);
+        inbox.frame(Some(envelope(Message, "bob")), 10);
+        for held in [true, true, false] {
+            inbox.frame(Some(Event::Tick), MAX_HELD / 2 - 10);
+            assert!(matches!(inbox.next(), Some(Event::Tick)));
+            assert_eq!(inbox.is_empty(), held);
+        }
+        assert!(matches!(inbox.next(), Some(Event::Server(_))));
     }
 
     /// PROTOCOL#ack-when.

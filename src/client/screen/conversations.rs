@@ -6,7 +6,7 @@
 //! from the caller. Specification: README#the-screen.
 
 use crate::client::audience::Partners;
-use crate::client::entry::{Entry, Place, SendState, Source};
+use crate::client::entry::{Entry, Place, SendState, Source, away};
 use crate::client::store::trust::Trust;
 use crate::client::terminal::editor::Editor;
 use std::collections::VecDeque;
@@ -229,6 +229,25 @@ impl Conversations {
         }
         self.append(view, entry, day);
         self.tell_closed(day);
+    }
+
+    /// Adds messages that waited while the user was away, and below them in each view a rule with their number.
+    pub fn show_mail(&mut self, mail: Vec<Entry>, day: &dyn Fn(u64) -> String) {
+        let mut counts: Vec<(Place, usize)> = Vec::new();
+        for entry in mail {
+            match counts.iter_mut().find(|(place, _)| *place == entry.place) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((entry.place.clone(), 1)),
+            }
+            self.show(entry, day);
+        }
+        for (place, count) in counts {
+            if let Some(view) = self.find(&place).map(|at| &mut self.views[at])
+                && let Some(time) = view.entries.back().map(|last| last.time)
+            {
+                view.push(rule(time, away(count)));
+            }
+        }
     }
 
     /// Reports the closed views in one line, which is updated as long as nothing else is shown below it.

@@ -30,7 +30,7 @@ use password_dialog::{CHANGE, PasswordDialog};
 use signal_hook::consts::{SIGCONT, SIGTSTP, SIGWINCH};
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::{Duration, Instant};
 use view::{Status, Tab};
 
@@ -72,6 +72,10 @@ struct Views {
     rang: Option<Instant>,
     /// The dialog for a new password: what is typed is not a line, and not shown.
     asking: Option<PasswordDialog>,
+    /// Whether mail is in no frame yet.
+    undrawn_mail: bool,
+    /// Tells that the frame with the latest mail is on the terminal.
+    drawing_mail: Option<Receiver<()>>,
 }
 
 /// Runs until the user leaves.
@@ -99,7 +103,15 @@ pub fn run(
         session,
         backend,
         lines: Lines::default(),
-        views: Views { screen, conversations, mouse: options.mouse, rang: None, asking: None },
+        views: Views {
+            screen,
+            conversations,
+            mouse: options.mouse,
+            rang: None,
+            asking: None,
+            undrawn_mail: false,
+            drawing_mail: None,
+        },
         options: options.clone(),
         escaped: None,
         pastes: Pastes::default(),
@@ -142,6 +154,10 @@ impl Screen {
     /// Draws all changes together, at most once a frame; only those of a key at once.
     fn serve(&mut self, inputs: &mut Inputs) -> Exit {
         self.draw();
+        // Mail is requested before anything arrives.
+        if let Some(exit) = self.take(Event::Tick) {
+            return exit;
+        }
         let (mut drawn, mut ticked, mut dirty) = (Instant::now(), Instant::now(), false);
         loop {
             let wait = match dirty {
@@ -157,6 +173,9 @@ impl Screen {
             let exit = keys.into_iter().find_map(|keys| self.keys(keys));
             let mut exit = exit.or_else(|| signals.into_iter().find_map(|signal| self.signal(signal)));
             self.take_composed();
+            if exit.is_none() && self.views.drawing_mail.take_if(|drawn| drawn.try_recv().is_ok()).is_some() {
+                exit = self.take(Event::MailShown);
+            }
             if exit.is_none() && ticked.elapsed() >= TICK {
                 ticked = Instant::now();
                 exit = self.take(Event::Tick);
@@ -291,7 +310,13 @@ impl Screen {
         };
         let frame = view::draw(&screen, terminal::size());
         self.views.conversations.drawn(frame.scroll);
-        self.views.screen.want(|wanted| wanted.frame = Some(frame));
+        let drawn = std::mem::take(&mut self.views.undrawn_mail).then(|| sync_channel(1));
+        let (drawn, drawing) = drawn.unzip();
+        self.views.drawing_mail = drawing.or(self.views.drawing_mail.take());
+        self.views.screen.want(|wanted| {
+            wanted.frame = Some(frame);
+            wanted.drawn = drawn.or(wanted.drawn.take());
+        });
     }
 }
 
@@ -315,6 +340,10 @@ impl Front for Views {
     fn display(&mut self, display: Display) -> Option<Event> {
         match display {
             Display::Entry(entry) => self.conversations.show(entry, &clock::day),
+            Display::Mail(entries) => {
+                self.conversations.show_mail(entries, &clock::day);
+                (self.undrawn_mail, self.drawing_mail) = (true, None);
+            }
             // A bar or the status line shows it.
             Display::Progress(_) => {}
             // In a flood, one ring is enough.

@@ -3,6 +3,7 @@
 //! Invariant: a key that others may still use opens their messages; a key that was replaced a minute ago is wiped.
 //! Specification: PROTOCOL#keys.
 
+use crate::client::store::mailbox::MailboxFile;
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::{Fingerprint, SESSION_KEY_LIFETIME, SessionCertificate};
 use crate::name::Username;
@@ -42,6 +43,8 @@ pub struct Account {
     former: Vec<(Arc<SessionKey>, Instant)>,
     /// The highest `created` of the own certificates, of other machines too, in milliseconds since 1970.
     newest: u64,
+    /// The mailbox keys; `None` if another client has them.
+    pub mailbox: Option<MailboxFile>,
     /// The last change of the password.
     pub password: PasswordChange,
 }
@@ -57,6 +60,7 @@ impl Account {
             announced: None,
             former: Vec::new(),
             newest: 0,
+            mailbox: None,
             password: PasswordChange::None,
         }
     }
@@ -72,9 +76,10 @@ impl Account {
         std::iter::once(&self.current).chain(others).map(Arc::as_ref)
     }
 
-    /// Whether a session key that still decrypts has this fingerprint.
-    pub fn holds(&self, fingerprint: Fingerprint) -> bool {
-        self.session_keys().any(|key| key.fingerprint() == fingerprint)
+    /// The mailbox key with this fingerprint.
+    pub fn mailbox_key(&self, fingerprint: Fingerprint) -> Option<&SessionKey> {
+        let mut keys = self.mailbox.iter().flat_map(MailboxFile::keys);
+        keys.find(|mailbox| mailbox.key.fingerprint() == fingerprint).map(|mailbox| &mailbox.key)
     }
 
     /// The fingerprint of the identity key.

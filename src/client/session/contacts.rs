@@ -294,6 +294,11 @@ impl Contacts {
         }
     }
 
+    /// Whether the keys of `name` were requested and are not here yet.
+    pub fn is_asked(&self, name: &Username) -> bool {
+        self.find(name).is_some_and(|contact| contact.is_asked)
+    }
+
     /// Whether an answer is due.
     pub fn is_asking(&self) -> bool {
         self.asking.is_some()

@@ -13,7 +13,8 @@ use std::time::Instant;
 impl Session {
     /// Leaves when nothing is left to wait for, or the wait takes too long. The event before this one was at `before`.
     pub(super) fn leave_if_done(&mut self, before: Instant) {
-        let state = (self.is_settled(), self.files.is_idle());
+        let awaits_mail = self.leaving.since().is_some_and(|since| !self.mailbox.is_settled(&self.cx, since));
+        let state = (self.is_settled() && !awaits_mail, self.files.is_idle());
         let moved = self.files.moved().max(self.connection.owed().unwrap_or(self.files.moved()));
         match self.leaving.step(&self.cx, before, state, moved) {
             Some(Step::Leave) => {
@@ -61,6 +62,7 @@ impl Session {
     pub(super) fn close(&mut self) {
         self.files.end(&mut self.cx);
         self.record.close();
+        self.cx.account.mailbox = None;
         self.contacts.close(&self.cx);
     }
 

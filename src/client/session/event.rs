@@ -6,7 +6,7 @@ use crate::client::audience::Partners;
 use crate::client::entry::{Entry, Place};
 use crate::client::error::ChangeError;
 use crate::client::transfer::{Job, Step};
-use crate::crypto::keys::SessionKey;
+use crate::crypto::keys::{NewMailboxKey, SessionKey};
 use crate::name::Username;
 use crate::protocol::{ClientMessage, DecodeError, ServerMessage};
 use std::time::{Duration, Instant};
@@ -61,6 +61,10 @@ pub enum Event {
     LeaveNow,
     /// A new session key was made, as [`Action::MakeSessionKey`] asked.
     NewKey(Box<SessionKey>),
+    /// A mailbox key was made, as [`Action::MakeMailboxKey`] asked.
+    NewMailboxKey(Box<NewMailboxKey>),
+    /// Everything of [`Display::Mail`] so far is on the screen, or printed.
+    MailShown,
     /// A job of the transfer of this number reports.
     Transfer(u32, Step),
     /// The outcome of [`Action::ChangePassword`].
@@ -87,6 +91,10 @@ pub enum Action {
     Begin,
     /// Generates a session key, which takes up to 300 ms; [`Event::NewKey`] brings it.
     MakeSessionKey,
+    /// The same for a mailbox key and [`Event::NewMailboxKey`].
+    MakeMailboxKey,
+    /// Lets private and room messages wait unacknowledged behind later events, or no longer.
+    Hold(bool),
     /// Changes the password, read from this file or prompted for. [`Event::PasswordChanged`] brings the outcome.
     ChangePassword(Option<String>),
     /// A job for the transfer of this number.
@@ -97,6 +105,8 @@ pub enum Action {
 pub enum Display {
     /// A new entry, or the outcome of the own message with the same number.
     Entry(Entry),
+    /// Messages that waited while the user was away. [`Event::MailShown`] follows.
+    Mail(Vec<Entry>),
     /// Notifies the user of a message from this user, in this view.
     Alert(Username, Place),
     /// Typed lines go to this conversation from now on.

@@ -52,6 +52,10 @@ pub struct Received {
     pub to: Audience,
     /// The decrypted text; in a message about a file, it may contain a key.
     pub text: Zeroizing<String>,
+    /// The message's id.
+    pub id: [u8; 32],
+    /// Whether it was sealed for a mailbox key.
+    pub is_mail: bool,
 }
 
 /// The result of an envelope's arrival.
@@ -141,7 +145,7 @@ impl Incoming {
         tell_refused(cx, &header.from, why);
     }
 
-    /// Opens an envelope; `None` if it is not shown. PROTOCOL#check-identity.
+    /// Opens an envelope; `None` if it is never shown. PROTOCOL#check-identity.
     pub fn open(
         &mut self,
         cx: &mut Cx,
@@ -151,7 +155,8 @@ impl Incoming {
     ) -> Option<Received> {
         let header = &message.envelope.header;
         match self.checked(cx, (contacts, online), message) {
-            Ok((received, gap, id)) => self.take_in(cx, received, gap, id),
+            Ok(Some((received, gap))) => self.take_in(cx, received, gap),
+            Ok(None) => None,
             Err(why) => {
                 self.refuse(cx, header, &why);
                 None
@@ -159,42 +164,60 @@ impl Incoming {
         }
     }
 
-    /// All checks, cheapest first: signature, recipient, order, then RSA and AES.
-    /// PROTOCOL#checks, PROTOCOL#check-recipient.
+    /// All checks, cheapest first: signature, recipient, order, then RSA and AES. `None` for mail that was shown
+    /// before, otherwise with the number of missing messages before it. PROTOCOL#checks, PROTOCOL#check-recipient,
+    /// PROTOCOL#mail-refusals.
     fn checked(
         &mut self,
         cx: &Cx,
         (contacts, online): (&Contacts, &OnlineUsers),
         message: &EncryptedMessage,
-    ) -> Result<(Received, u64, [u8; 32]), String> {
+    ) -> Result<Option<(Received, u64)>, String> {
         let from = &message.envelope.header.from;
         let identity = contacts.find(from).and_then(|contact| contact.identity.as_ref());
         let Some(identity) = identity else { return Err("the sender's key is unknown".into()) };
         let verified = message.envelope.verify(identity).map_err(|error| error.to_string())?;
         let header = verified.header().clone();
-        match (&header.recipient, header.recipient_key) {
-            (Some(name), Some(key)) if *name == cx.me && cx.account.holds(key) => {}
-            (Some(_), _) => return Err("it is for another user, or for an earlier session of yours".into()),
+        // PROTOCOL#key-id.
+        let is_meant = |key: &&SessionKey| key.fingerprint().key_id() == message.key.id();
+        let is_signed = |key: &&SessionKey| Some(key.fingerprint()) == header.recipient_key;
+        let mut keys = cx.account.session_keys();
+        let (key, mailbox) = match (&header.recipient, header.recipient_key) {
+            (Some(name), Some(signed)) if *name == cx.me => match cx.account.mailbox_key(signed) {
+                Some(key) => (Some(key), cx.account.mailbox.as_ref()),
+                None => match keys.find(is_signed) {
+                    Some(key) => (Some(key), None),
+                    None => return Err("it is for an earlier session of yours".into()),
+                },
+            },
+            (Some(_), _) => return Err("it is for another user".into()),
             // PROTOCOL#broadcast-server.
-            (None, key) if key == cx.account.server => {}
+            (None, key) if key == cx.account.server => (keys.find(is_meant), None),
             (None, _) => return Err("it is for another server".into()),
+        };
+        let id = verified.id();
+        if mailbox.is_some_and(|mailbox| mailbox.is_shown(&id)) {
+            return Ok(None);
         }
+        let is_plain = header.kind == Kind::Message && !matches!(header.scope, Scope::Later(_));
+        if mailbox.is_some() && !is_plain {
+            return Err("only messages can wait in a mailbox".into());
+        }
+        let is_taken = mailbox.is_some_and(|mailbox| mailbox.is_taken(&id));
         let replay = &mut self.sender(from).replay;
+        let place = between(&header);
+        if let Some((mailbox, (session, Some(key)))) = mailbox.zip(Some(place)) {
+            replay.resume(place, || mailbox.sequence(key, from, session).unwrap_or(0), cx.now);
+        }
         let gap = match replay.order(&header, cx.now) {
+            _ if is_taken => 0,
             Order::Next => 0,
             Order::Gap(missing) => missing,
             Order::Replayed => {
                 return Err("it is a duplicate, or it arrived out of order".into());
             }
         };
-        // PROTOCOL#key-id.
-        let id = message.key.id();
-        let is_meant = |key: &&SessionKey| {
-            let is_signed = header.recipient.is_none() || header.recipient_key == Some(key.fingerprint());
-            is_signed && key.fingerprint().key_id() == id
-        };
-        let opened =
-            cx.account.session_keys().find(is_meant).map(|key| verified.open(key, &message.key.bytes()));
+        let opened = key.filter(is_meant).map(|key| verified.open(key, &message.key.bytes()));
         let mut text = match opened {
             Some(Ok(text)) => text,
             _ => return Err("it cannot be decrypted".into()),
@@ -207,19 +230,23 @@ impl Incoming {
             ));
         }
         let text = String::from_utf8(std::mem::take(&mut *text)).map_err(|_| "it is not text".to_string())?;
-        let text = Zeroizing::new(text);
+        let mut text = Zeroizing::new(text);
         let is_notice = matches!(header.kind, Kind::RoomOpened | Kind::RoomLeft);
         if text.len() > if is_notice { 0 } else { MAX_TEXT } {
             return Err("its fields contradict each other".into());
         }
-        let id = verified.id();
-        replay.record(&header, cx.now);
-        Ok((Received { header, to, text }, gap, id))
+        if is_taken {
+            // A former run may have shown it.
+            text.push_str(" (perhaps shown before)");
+        } else {
+            replay.record(&header, cx.now);
+        }
+        Ok(Some((Received { header, to, text, id, is_mail: mailbox.is_some() }, gap)))
     }
 
     /// Accepts an envelope that has passed the checks; reports missing numbers before it, and a wrong time. `None` if
     /// it is not shown. PROTOCOL#check-text.
-    fn take_in(&mut self, cx: &mut Cx, mut received: Received, gap: u64, id: [u8; 32]) -> Option<Received> {
+    fn take_in(&mut self, cx: &mut Cx, mut received: Received, gap: u64) -> Option<Received> {
         let header = &received.header;
         let later = matches!(header.kind, Kind::Later(_)) || matches!(header.scope, Scope::Later(_));
         let about_files =
@@ -231,10 +258,13 @@ impl Incoming {
             self.tell_gap(cx, &header.from, gap);
         }
         // PROTOCOL#check-again.
-        if !self.is_new(&header.from, id) {
+        if !self.is_new(&header.from, received.id) {
             return None;
         }
-        tell_skew(cx, header);
+        // Mail is as old as the absence.
+        if !received.is_mail {
+            tell_skew(cx, header);
+        }
         if header.kind == Kind::Message && self.may_be_repeated(header) {
             received.text.push_str(" (sent again)");
         }

@@ -43,6 +43,11 @@ impl Leaving {
         self.begin(cx);
     }
 
+    /// When the user asked to leave.
+    pub fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
     /// Whether the user has asked to leave.
     pub fn is_begun(&self) -> bool {
         self.since.is_some()

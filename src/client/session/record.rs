@@ -53,11 +53,12 @@ impl Record {
 
     /// Records the messages that the event has shown. A recorded message that was lost, or is sent again, is updated.
     pub fn take_said(&mut self, cx: &mut Cx) {
-        let shown = cx.effects.iter().filter_map(|effect| match effect {
-            Effect::Show(Display::Entry(entry)) => Some(entry.clone()),
-            _ => None,
+        let shown = cx.effects.iter().flat_map(|effect| match effect {
+            Effect::Show(Display::Entry(entry)) => std::slice::from_ref(entry),
+            Effect::Show(Display::Mail(entries)) => entries,
+            _ => &[],
         });
-        for entry in shown.collect::<Vec<_>>() {
+        for entry in shown.cloned().collect::<Vec<_>>() {
             let is_it = |known: &&mut Entry| entry.number().is_some() && known.number() == entry.number();
             if let Some(known) = self.entries.iter_mut().rev().find(is_it) {
                 *known = entry;

@@ -80,6 +80,13 @@ impl Replay {
         known.map(|conversation| conversation.sequence + 1).or(place.1.map(|_| 1))
     }
 
+    /// Continues a conversation after this number, if it was on disk and is not known here. It is never forgotten there.
+    pub fn resume(&mut self, place: Between, sequence: impl FnOnce() -> u64, now: u64) {
+        if !self.is_known(place) {
+            self.use_first(Conversation { between: place, sequence: sequence(), time: 0, right: None }, now);
+        }
+    }
+
     fn is_known(&self, place: Between) -> bool {
         self.conversations.iter().any(|conversation| conversation.between == place)
     }
@@ -121,12 +128,11 @@ impl Replay {
         let (time, right) = (time.max(written), right.max((written <= now).then_some(written)));
         // Keep the refused numbers after it: it may have waited for a key while they were refused.
         self.refused.take_if(|(of, numbers)| *of == place && numbers.start <= header.sequence);
-        self.conversations.push_front(Conversation {
-            between: place,
-            sequence: header.sequence,
-            time,
-            right,
-        });
+        self.use_first(Conversation { between: place, sequence: header.sequence, time, right }, now);
+    }
+
+    fn use_first(&mut self, conversation: Conversation, now: u64) {
+        self.conversations.push_front(conversation);
         if self.conversations.len() > MAX_CONVERSATIONS {
             self.forget(now);
         }

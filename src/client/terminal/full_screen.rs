@@ -13,6 +13,7 @@ use signal_hook::consts::SIGTSTP;
 use std::fmt::{self, Write as _};
 use std::io;
 use std::mem::take;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 use termion::{clear, color, cursor, style};
@@ -52,6 +53,8 @@ pub type Program = Box<dyn FnOnce(io::Result<()>) + Send>;
 pub struct Wanted {
     /// The next frame.
     pub frame: Option<Frame>,
+    /// Gets a signal when the next frame is written.
+    pub drawn: Option<SyncSender<()>>,
     /// The contents of the screen are unknown: the next frame is drawn completely.
     pub redraw: bool,
     /// Rings.
@@ -167,6 +170,7 @@ impl Painter {
             self.shown.clear();
             write(&out)?;
             self.shown = frame.rows;
+            let _ = wanted.drawn.map(|drawn| drawn.try_send(()));
         }
         match wanted.notification {
             Some(text) => write(&format!("\x07\x1b]9;{}\x07", text.replace(char::is_control, ""))),
