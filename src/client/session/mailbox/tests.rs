@@ -289,6 +289,20 @@ fn numbers_continue_from_the_records_of_an_earlier_run() {
     assert!(reader.lines.iter().any(|line| line == "! 1 message from bob is missing"), "{:#?}", reader.lines);
 }
 
+/// PROTOCOL#mail-records, PROTOCOL#check-sequence.
+#[test]
+fn mail_of_many_logins_with_odd_times_is_no_replay() {
+    let home = Home::with_key(1);
+    let mut reader = Reader::new(&home);
+    for n in 1..=100u64 {
+        let message = reader.changed(1, 1, "x", |header| {
+            (header.session, header.time) = (Fingerprint([n as u8; 32]), NOW - n * 1000);
+        });
+        reader.gets(vec![(n, message)], n < 100);
+    }
+    assert_eq!(reader.mail.len(), 100, "{:#?}", reader.lines);
+}
+
 /// PROTOCOL#mail-erasing.
 #[test]
 fn key_is_erased_when_a_later_one_is_set_and_its_mail_is_shown() {
