@@ -523,6 +523,21 @@ mod tests {
         }
     }
 
+    /// PROTOCOL#mailbox-file-record, PROTOCOL#mailbox-file-damage.
+    #[test]
+    fn sealed_record_that_is_none_sets_the_file_aside() {
+        let taken = message(Fingerprint([1; 32]), 1).record();
+        let a_name_is_missing = &taken[..taken.len() - "Bob".len()];
+        for record in
+            [&[][..], &[4], &[KEY, 1, 2], &[KEY; 100], a_name_is_missing, &[SHOWN; 33], &[SHOWN; 32]]
+        {
+            let home = Home::new();
+            home.mailbox().file.append([record], true).expect("appended");
+            let notice = home.set_aside(&home.lines());
+            assert!(notice.contains("line 1 is damaged"), "{record:?}: {notice}");
+        }
+    }
+
     /// PROTOCOL#mailbox-file-erasing.
     #[test]
     fn erased_key_and_its_records_are_in_no_file() {
