@@ -29,7 +29,7 @@ const QUEUE: usize = 16;
 /// The session gets the time at least this often: deadlines are met to the second.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the loop checks whether mail is printed.
-const PRINT_TICK: Duration = Duration::from_millis(10);
+const PRINT_TICK: Duration = Duration::from_millis(50);
 
 /// Runs until the input or the connection ends.
 ///

@@ -308,16 +308,14 @@ impl Session {
         if failure.is(ErrorCode::BadKey) {
             self.cx.account.learn(failure.newest.unwrap_or(0));
         }
-        let refuses_mailbox = failure.is(ErrorCode::BadMailbox) || failure.is(ErrorCode::NoMail);
-        let newest = failure.is(ErrorCode::BadMailbox).then(|| failure.newest.unwrap_or(0));
         if let Some(over) = last_word(failure) {
             self.cx.problem(format!("{over}: this session is over"));
             self.give_up();
-        } else if refuses_mailbox && self.mailbox.refused(&mut self.cx, newest) {
-            self.connection.answered();
         } else if let Some(id) = failure.id {
             self.connection.answered();
             self.outbox.refused(&mut self.cx, &mut self.contacts, id, &text);
+        } else if self.mailbox.refused(&mut self.cx, failure) {
+            self.connection.answered();
         } else {
             self.cx.server_problem(format!("the server says: {text}"));
         }

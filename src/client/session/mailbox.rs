@@ -14,7 +14,7 @@ use crate::clock;
 use crate::crypto::keys::NewMailboxKey;
 use crate::crypto::public::{Fingerprint, SessionCertificate};
 use crate::name::Username;
-use crate::protocol::{ClientMessage, Kept, Mail, MailDone, MailRequest};
+use crate::protocol::{ClientMessage, ErrorCode, Failure, Kept, Mail, MailDone, MailRequest};
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -342,17 +342,30 @@ impl Mailbox {
         }
     }
 
-    /// The server has refused the new key; it has one of `newest`, or keeps no mail. False if none was sent.
-    pub fn refused(&mut self, cx: &mut Cx, newest: Option<u64>) -> bool {
-        let Upload::Sent(tries) = self.upload else { return false };
-        self.upload = Upload::Failed;
-        match newest {
-            Some(newest) if tries < MAX_TRIES => self.announce(cx, newest, tries + 1),
-            Some(_) => cx
-                .problem("the server refuses your mailbox key: others may not be able to leave you messages"),
-            None => self.upload = Upload::Off,
+    /// Handles an error that may answer a request about mail; false if it is to be shown.
+    pub fn refused(&mut self, cx: &mut Cx, failure: &Failure) -> bool {
+        use ErrorCode::{BadMailbox, Malformed, NoMail, ServerError};
+        if ![BadMailbox, Malformed, NoMail, ServerError].into_iter().any(|code| failure.is(code)) {
+            return false;
         }
-        true
+        if let Upload::Sent(tries) = self.upload {
+            if failure.is(NoMail) {
+                self.upload = Upload::Off;
+                return true;
+            }
+            self.upload = Upload::Failed;
+            if failure.is(BadMailbox) && tries < MAX_TRIES {
+                self.announce(cx, failure.newest.unwrap_or(0), tries + 1);
+                return true;
+            }
+            cx.problem(
+                "the server has refused your mailbox key: others may not be able to leave you messages",
+            );
+        }
+        if self.fetch == Fetch::Asked {
+            self.over(cx, false);
+        }
+        false
     }
 
     /// Whether the server owes an answer.

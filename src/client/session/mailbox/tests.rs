@@ -371,8 +371,21 @@ fn refused_mailbox_key_is_certified_above_the_newest() {
     assert!(reader.uploads().is_some());
     reader.server(refusal(ErrorCode::BadMailbox, Some(NOW + 7000)));
     assert!(reader.uploads().is_none(), "no endless loop");
-    assert!(reader.lines.iter().any(|line| line.starts_with("! the server refuses your mailbox key")));
+    assert!(reader.lines.iter().any(|line| line.starts_with("! the server has refused your mailbox key")));
     assert_eq!(reader.keys().len(), 1, "it may be the server's fault");
+}
+
+/// PROTOCOL#mail-owner, PROTOCOL#mail-order.
+#[test]
+fn error_of_the_server_ends_the_wait_and_keeps_the_keys() {
+    let home = Home::with_key(1);
+    let mut reader = Reader::new(&home);
+    reader.server(refusal(ErrorCode::Malformed, None));
+    assert!(!reader.holds && !reader.session.mailbox.is_asking());
+    reader.event(Event::NewMailboxKey(Box::new(NewMailboxKey::generate())));
+    reader.server(refusal(ErrorCode::ServerError, None));
+    assert_eq!((reader.keys().len(), reader.session.mailbox.is_asking()), (2, false));
+    assert!(reader.lines.iter().any(|line| line == "! the server says: refused"), "{:#?}", reader.lines);
 }
 
 /// PROTOCOL#mail-erasing.
