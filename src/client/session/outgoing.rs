@@ -17,6 +17,7 @@ use crate::client::entry::{Entry, SendState, Source};
 use crate::client::text::{all_quoted, sanitise_lines};
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Sealed};
 use crate::crypto::public::Fingerprint;
+use crate::crypto::secret::random;
 use crate::encoding::Fixed;
 use crate::name::Username;
 use crate::protocol::{ByName, ClientMessage, EncryptedSend, MAX_TARGETS, Routing, WrappedKey};
@@ -469,6 +470,11 @@ fn own_entry(cx: &Cx, contacts: &Contacts, number: u64, message: &Outgoing, stat
 fn seal(cx: &Cx, message: &mut Outgoing, to: Option<(Username, Fingerprint)>, sequence: u64) -> Sealed {
     let (recipient, recipient_key) =
         to.map_or((None, cx.account.server), |(name, key)| (Some(name), Some(key)));
+    // A common time would show which copies belong together. PROTOCOL#room-copies.
+    let earlier = match message.audience.recipients() {
+        [_, _, ..] => u64::from(u16::from_be_bytes(random())) % 1000,
+        _ => 0,
+    };
     let header = Header {
         kind: message.kind,
         scope: message.audience.scope(),
@@ -478,7 +484,7 @@ fn seal(cx: &Cx, message: &mut Outgoing, to: Option<(Username, Fingerprint)>, se
         identity: cx.account.fingerprint(),
         session: cx.account.current().fingerprint(),
         sequence,
-        time: message.time,
+        time: message.time.saturating_sub(earlier),
         again: message.ids.get(&recipient).copied(),
     };
     let plaintext = match message.kind {

@@ -1492,6 +1492,25 @@ fn each_member_gets_a_copy_with_its_own_id_and_sequence() {
 
 /// PROTOCOL#room-copies.
 #[test]
+fn copies_have_times_of_their_own_within_a_second() {
+    let mut net = group();
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..4 {
+        net.type_in(0, "one");
+        while !net.said[0].is_empty() {
+            if let Some(ClientMessage::EncryptedSend(send)) = net.said[0].front() {
+                let header = &send.envelope.header;
+                times[usize::from(header.recipient == Some(name(2)))].push(header.time);
+            }
+            net.step(0);
+        }
+    }
+    assert!(times.iter().flatten().all(|time| (NOW - 999..=NOW).contains(time)), "{times:?}");
+    assert_ne!(times[0], times[1], "four pairs are equal once in 10^12 runs");
+}
+
+/// PROTOCOL#room-copies.
+#[test]
 fn resending_reaches_only_members_who_missed_it() {
     let mut net = group();
     net.type_in(0, "zero");
