@@ -196,21 +196,21 @@ impl Incoming {
             (None, _) => return Err("it is for another server".into()),
         };
         let id = verified.id();
-        if mailbox.is_some_and(|mailbox| mailbox.is_shown(&id)) {
+        let recorded = mailbox.and_then(|mailbox| mailbox.recorded(from, &id));
+        if recorded == Some(true) {
             return Ok(None);
         }
         let is_plain = header.kind == Kind::Message && !matches!(header.scope, Scope::Later(_));
         if mailbox.is_some() && !is_plain {
             return Err("only messages can wait in a mailbox".into());
         }
-        let is_taken = mailbox.is_some_and(|mailbox| mailbox.is_taken(&id));
         let replay = &mut self.sender(from).replay;
         let place = between(&header);
         if let Some((mailbox, (session, Some(key)))) = mailbox.zip(Some(place)) {
             replay.resume(place, || mailbox.sequence(key, from, session).unwrap_or(0), cx.now);
         }
         let gap = match replay.order(&header, cx.now) {
-            _ if is_taken => 0,
+            _ if recorded.is_some() => 0,
             Order::Next => 0,
             Order::Gap(missing) => missing,
             Order::Replayed => {
@@ -235,7 +235,7 @@ impl Incoming {
         if text.len() > if is_notice { 0 } else { MAX_TEXT } {
             return Err("its fields contradict each other".into());
         }
-        if is_taken {
+        if recorded.is_some() {
             // A former run may have shown it.
             text.push_str(" (perhaps shown before)");
         } else {

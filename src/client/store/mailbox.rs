@@ -271,13 +271,19 @@ impl MailboxFile {
         Ok(())
     }
 
+    /// Whether a message of `from` is recorded as shown (true) or as taken only (false). `None` for any other.
+    pub fn recorded(&self, from: &Username, id: &[u8; 32]) -> Option<bool> {
+        let recorded = self.content.messages.get(id).filter(|(taken, _)| taken.from == *from);
+        recorded.map(|(_, is_shown)| *is_shown)
+    }
+
     /// Whether a message was recorded by [`MailboxFile::take`].
-    pub fn is_taken(&self, id: &[u8; 32]) -> bool {
+    fn is_taken(&self, id: &[u8; 32]) -> bool {
         self.content.messages.contains_key(id)
     }
 
     /// Whether a message was recorded by [`MailboxFile::shown`].
-    pub fn is_shown(&self, id: &[u8; 32]) -> bool {
+    fn is_shown(&self, id: &[u8; 32]) -> bool {
         self.content.messages.get(id).is_some_and(|(_, is_shown)| *is_shown)
     }
 

@@ -368,7 +368,8 @@ fn mailbox_in(folder: &Path) -> (MailboxFile, [bool; 4]) {
     mailbox.load(&mut Vec::new()).expect("loads");
     assert!(mailbox.is_usable());
     let has_key = mailbox.keys().any(|key| key.created == 1);
-    let found = [has_key, mailbox.is_taken(&[1; 32]), mailbox.is_taken(&[2; 32]), mailbox.is_shown(&[1; 32])];
+    let [one, two] = [1, 2].map(|id| mailbox.recorded(&name("bob"), &[id; 32]));
+    let found = [has_key, one.is_some(), two.is_some(), one == Some(true)];
     (mailbox, found)
 }
 
@@ -398,7 +399,7 @@ fn mailbox(data: &[u8]) {
     mailbox.take(&[taken(3)]).expect("recorded");
     drop(mailbox);
     let (mailbox, again) = mailbox_in(&folder.0);
-    assert!(again == found && mailbox.is_taken(&[3; 32]));
+    assert!(again == found && mailbox.recorded(&taken(3).from, &[3; 32]).is_some());
 }
 
 /// A certificate file is either a certificate with a known end, or an error that names the path.

@@ -9,7 +9,7 @@ use crate::crypto::envelope::{Header, Kind, Scope, Sealed};
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::secret::random;
 use crate::disk;
-use crate::encoding::hex;
+use crate::encoding::{Fixed, hex};
 use crate::protocol::{
     EncryptedMessage, ErrorCode, Failure, Keys, KeysRequest, MailboxCertificate, PersonKeys, Presence,
     ServerMessage, WrappedKey,
@@ -268,6 +268,22 @@ fn mail_is_marked_after_a_crash_and_silently_confirmed_once_shown() {
     reader.gets(vec![(4, message)], false);
     assert_eq!((reader.mail.len(), reader.confirms()), (0, vec![4]));
     assert!(!reader.lines.iter().any(|line| line.starts_with('!')), "{:#?}", reader.lines);
+}
+
+/// PROTOCOL#mail-records, PROTOCOL#id-memory.
+#[test]
+fn id_of_another_sender_s_message_hides_nothing() {
+    let home = Home::with_key(1);
+    let mut reader = Reader::new(&home);
+    let carols = reader.message(2, 1, "two");
+    let id = carols.envelope.verify(IDENTITIES[2].public()).expect("signed").id();
+    let bobs = reader.changed(1, 1, "one", |header| header.again = Some(Fixed(id)));
+    reader.gets(vec![(1, bobs)], false);
+    reader.event(Event::MailShown);
+    drop(reader);
+    let mut reader = Reader::new(&home);
+    reader.gets(vec![(2, carols)], false);
+    assert_eq!(reader.mail, ["<carol -> alice> two"]);
 }
 
 /// PROTOCOL#mail-records.
