@@ -55,7 +55,7 @@ fn room_and_private_messages_wait_for_one_who_left() {
     gate.shut();
     let server = Server::within(server.kill(), &[]);
     gate.lead_to(&server);
-    let mut carol = gate.client(home.clone(), "carol", &[]).ready();
+    let mut carol = gate.client(home.clone(), "carol", &[]);
     carol.expect("* 22 messages arrived while you were away, ");
     carol.expect("<alice -> carol> a secret");
     let mut expected: Vec<String> = (1..=20).map(|n| format!("<alice -> bob, carol> number {n}")).collect();
@@ -80,7 +80,7 @@ fn client_killed_before_it_printed_shows_its_mail_later() {
     alice.expect("* bob has left");
     alice.ask("/msg bob one", "kept for bob");
     // Nobody reads the output.
-    let mut bob = server.client_in(&home, "bob", &[]).ready();
+    let mut bob = server.client_in(&home, "bob", &[]);
     bob.expect("<alice -> bob> one");
     drop(bob);
     alice.expect("* bob is online");

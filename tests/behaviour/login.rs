@@ -356,6 +356,7 @@ fn owner_whose_clock_was_ahead_still_gets_messages() {
     bob.expect("* alice is online");
     bob.say("/msg alice one");
     assert!(hears(&mut raw));
+    raw.acknowledge();
     bob.expect("<bob -> alice> one");
     // The clock is corrected.
     let home = alice.home();

@@ -47,7 +47,7 @@ fn room_of_three_reaches_its_members_and_nobody_else() {
     alice.ask("without her", "<alice -> bob, carol> without her");
     alice.expect("* kept for carol until they log in (\"without her\")");
     bob.expect("<alice -> bob, carol> without her");
-    carol = server.client_in(&home, "carol", &[]).ready();
+    carol = server.client_in(&home, "carol", &[]);
     carol.expect("<alice -> bob, carol> without her");
     alice.expect("* carol is online");
     alice.ask("/history hello", "* the last message with \"hello\" of this session");

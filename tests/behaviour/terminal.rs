@@ -566,7 +566,8 @@ fn conversation_has_its_view_and_the_prompt_names_it() {
 #[test]
 fn screen_names_all_members_and_resends_to_those_who_missed_it() {
     let (server, terminal, mut bob) = alice_and_bob();
-    let mut carol = server.client("carol").ready();
+    // No message waits for her.
+    let mut carol = Client::start(&server, "carol", &["--register", "--no-mail"]).ready();
     terminal.expect("* carol is online");
     terminal.text("/room car\t");
     terminal.expect("> /room carol ");

@@ -46,7 +46,7 @@ impl Scene {
     }
 
     fn bob(&self) -> Client {
-        self.operator.client(&self.home, "bob").ready()
+        self.operator.client(&self.home, "bob")
     }
 
     /// Changes every answer to a request for mail.
