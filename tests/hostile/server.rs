@@ -153,9 +153,10 @@ impl Stage {
         self.listener.local_addr().expect("bound").port()
     }
 
-    /// Starts bob's client in a home and takes its connection.
+    /// Starts bob's client in a home and takes its connection. It asks for no mail.
     fn start(&self, home: &Arc<Folder>, arguments: &[&str]) -> (Client, Line) {
-        (Client::within(home.clone(), self.port(), "bob", false, arguments), self.next())
+        let arguments = [arguments, &["--no-mail"]].concat();
+        (Client::within(home.clone(), self.port(), "bob", false, &arguments), self.next())
     }
 
     fn open(&self) -> (Client, Line) {
@@ -1248,8 +1249,13 @@ impl Stage {
     fn stuck(&self, alice: &Person) -> (Client, Line, std::path::PathBuf) {
         let port = self.port();
         // The shell holds both ends, so the pipe stays open although nobody reads.
-        let client =
-            Client::after("mkfifo out; exec 3<>out >out", self.home.clone(), port, "bob", &["--no-tls"]);
+        let client = Client::after(
+            "mkfifo out; exec 3<>out >out",
+            self.home.clone(),
+            port,
+            "bob",
+            &["--no-tls", "--no-mail"],
+        );
         let mut line = self.next();
         line.let_in(BOBS);
         line.show(alice.shown());

@@ -183,14 +183,13 @@ impl Incoming {
         let is_signed = |key: &&SessionKey| Some(key.fingerprint()) == header.recipient_key;
         let mut keys = cx.account.session_keys();
         let (key, mailbox) = match (&header.recipient, header.recipient_key) {
-            (Some(name), Some(signed)) if *name == cx.me => match cx.account.mailbox_key(signed) {
-                Some(key) => (Some(key), cx.account.mailbox.as_ref()),
-                None => match keys.find(is_signed) {
-                    Some(key) => (Some(key), None),
-                    None => return Err("it is for an earlier session of yours".into()),
-                },
+            (Some(name), Some(signed)) if *name == cx.me && cx.account.mailbox_key(signed).is_some() => {
+                (cx.account.mailbox_key(signed), cx.account.mailbox.as_ref())
+            }
+            (Some(name), _) => match keys.find(is_signed).filter(|_| *name == cx.me) {
+                Some(key) => (Some(key), None),
+                None => return Err("it is for another user, or for an earlier session of yours".into()),
             },
-            (Some(_), _) => return Err("it is for another user".into()),
             // PROTOCOL#broadcast-server.
             (None, key) if key == cx.account.server => (keys.find(is_meant), None),
             (None, _) => return Err("it is for another server".into()),
