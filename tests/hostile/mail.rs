@@ -30,8 +30,12 @@ impl Scene {
         let home = Arc::new(Folder::new());
         leaves(&server, operator.client(&home, "bob").ready());
         let bob = Person::new("bob");
-        let shown = shown_mailbox(&mut alice, &bob).expect("he is absent");
-        let key = SessionPublicKey::parse(&shown.mailbox_key.0).expect("a key");
+        let mut shown = None;
+        until("bob is absent", || {
+            shown = shown_mailbox(&mut alice, &bob);
+            shown.is_some()
+        });
+        let key = shown.and_then(|shown| SessionPublicKey::parse(&shown.mailbox_key.0).ok()).expect("a key");
         Scene { server, operator, home, alice, from, key }
     }
 
