@@ -23,8 +23,8 @@ pub enum Command {
     View(View),
     /// Toggles whether the client or the terminal handles the mouse.
     Mouse,
-    /// Lists online users and how well their keys are known.
-    Users,
+    /// Lists online users and how well their keys are known; with `true`, known absent users too.
+    Users(bool),
     /// Shows this number of last messages.
     History(usize),
     /// Shows the messages that contain this text.
@@ -121,7 +121,9 @@ pub const COMMANDS: [Usage; 23] = [
             },
         }))
     }),
-    usage("users", "/users", "list online users and how well you know their keys", |_| Ok(Command::Users)),
+    usage("users", "/users [all]", "list online users and their keys; all: absent too", |words| {
+        Ok(Command::Users(words.option(&["all"])?.is_some()))
+    }),
     usage("verify", "/verify NAME [yes]", "show the safety number; yes: you have compared it", |words| {
         let name = words.user()?;
         Ok(Command::Verify(name, words.option(&["yes"])?.is_some()))

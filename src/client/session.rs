@@ -201,6 +201,7 @@ impl Session {
         let cx = &mut self.cx;
         let mail = self.mailbox.advance(cx, &mut self.contacts, &mut self.incoming, &self.online);
         self.show_mail(&mail);
+        self.tell_absent();
         self.contacts.ask(&mut self.cx);
         let is_due = !self.online.is_complete()
             || self.contacts.is_asking()

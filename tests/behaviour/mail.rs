@@ -119,3 +119,23 @@ fn full_mailbox_is_reported_as_such() {
     alice.expect("! carol's mailbox is full: your message was not delivered (\"xxxx");
     alice.ask("/msg carol short", "* kept for carol until they log in (\"short\")");
 }
+
+/// README#absent-users.
+#[test]
+fn users_all_names_known_absent_users_after_a_restart() {
+    let server = Server::start();
+    let _carol = server.absent("carol");
+    let (dave, _) = server.present("dave");
+    let mut alice = server.client("alice").ready();
+    alice.ask("/msg dave one", "<alice -> dave> one");
+    alice.ask("/msg carol one", "* kept for carol");
+    dave.leaves();
+    let home = alice.home.clone();
+    alice.leaves();
+    let mut alice = server.client_in(&home, "alice", &[]).ready();
+    alice.ask("/users all", "* 1 online: alice (you)");
+    let absent = alice.expect("absent: ");
+    assert_eq!(absent, "* 2 absent: carol (not verified, messages wait), dave (not verified, no mailbox)");
+    alice.ask("/view carol", "* you are talking to carol alone");
+    alice.ask("two", "* kept for carol until they log in (\"two\")");
+}

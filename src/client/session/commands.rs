@@ -68,7 +68,12 @@ impl Session {
             Command::View(View::Number(number)) => cx.display(Display::View(number)),
             Command::View(View::With(names)) => self.view(names),
             Command::Mouse => cx.display(Display::Mouse),
-            Command::Users => self.tell_users(),
+            Command::Users(all) => {
+                self.tell_users();
+                if all {
+                    self.list_absent();
+                }
+            }
             Command::History(count) => self.record.tell(cx, count, ""),
             Command::Search(text) => self.record.tell(cx, MAX_FOUND, &sanitise(&text)),
             Command::Forget => {
@@ -152,7 +157,9 @@ impl Session {
     fn view(&mut self, names: Vec<Username>) {
         let Some(with) = self.others(names) else { return };
         if let Some(name) = with.names().iter().find(|name| !self.is_known(name)) {
-            return self.cx.problem(format!("no user named {name} is known: /users lists online users"));
+            return self
+                .cx
+                .problem(format!("no user named {name} is known: /users all lists those you know"));
         }
         self.go_to(Some(with.clone()));
         self.cx.notice(format!("you are talking to {with} alone; /view returns to everyone"));
@@ -272,6 +279,35 @@ impl Session {
         let rest = count.saturating_sub(people.len());
         let rest = if rest > 0 { format!(" and {rest} more") } else { String::new() };
         self.cx.notice(format!("{} online: {}{rest}", count.max(1), people.join(", ")));
+    }
+
+    /// Lists the known absent users when it is known whether messages can wait for them. No message of the server lists
+    /// accounts.
+    fn list_absent(&mut self) {
+        let (cx, online) = (&self.cx, &self.online);
+        let absent = self.contacts.names().filter(|name| !online.contains(name) && **name != cx.me);
+        let absent: Vec<Username> = absent.cloned().collect();
+        self.contacts.list(absent, cx.now);
+    }
+
+    /// Shows the list of absent users once all keys have arrived.
+    pub(super) fn tell_absent(&mut self) {
+        let Some((absent, rest)) = self.contacts.listed() else { return };
+        let described = |name: &Username| {
+            let waits = match self.contacts.find(name) {
+                Some(contact) if contact.has_mailbox() => ", messages wait",
+                Some(contact) if contact.has_changed() || contact.key.is_some() => "",
+                _ => ", no mailbox",
+            };
+            format!("{name} ({}{waits})", self.contacts.trust_word(name))
+        };
+        let count = absent.len() + rest;
+        let rest = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+        let absent = absent.iter().map(described).collect::<Vec<_>>().join(", ");
+        self.cx.notice(match count {
+            0 => "you know no absent users".into(),
+            _ => format!("{count} absent: {absent}{rest}"),
+        });
     }
 
     fn trust(&mut self, name: Username) {

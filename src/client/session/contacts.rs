@@ -18,6 +18,8 @@ use std::path::Path;
 
 /// The most users that a server can make a client remember: five times the number that a server is made for.
 const MAX_CONTACTS: usize = 50_000;
+/// The most absent users whose keys a list requests: four requests, one after the other.
+const MAX_LISTED: usize = 256;
 
 /// The certified key that messages to a user are sealed for: of the session, or of an absent user the mailbox key.
 /// PROTOCOL#mail-sender.
@@ -122,13 +124,15 @@ pub struct Contacts {
     asking: Option<BTreeSet<Username>>,
     /// Safety numbers that wait for a key.
     verifying: BTreeSet<Username>,
+    /// The absent users of a list that waits for their keys, and the number of further ones.
+    listing: Option<(Vec<Username>, usize)>,
 }
 
 impl Contacts {
     /// No users yet.
     pub fn new(known: TrustStore) -> Contacts {
         let (people, verifying) = (HashMap::new(), BTreeSet::new());
-        Contacts { people, known, to_ask: VecDeque::new(), asking: None, verifying }
+        Contacts { people, known, to_ask: VecDeque::new(), asking: None, verifying, listing: None }
     }
 
     /// One user; a stranger if this session has not met them.
@@ -165,9 +169,9 @@ impl Contacts {
         }
     }
 
-    /// All names met so far.
+    /// All users of this server whose keys are remembered.
     pub fn names(&self) -> impl Iterator<Item = &Username> {
-        self.people.keys()
+        self.known.names()
     }
 
     /// After the start of a new session: requests again the keys of `waiting`, and of users whose safety number was
@@ -179,7 +183,8 @@ impl Contacts {
         self.to_ask.clear();
         self.asking = None;
         let waiting = waiting.into_iter().filter(|name| !self.has_changed(name));
-        let names: Vec<Username> = waiting.chain(self.verifying.iter().cloned()).collect();
+        let listing = self.listing.iter().flat_map(|(names, _)| names);
+        let names: Vec<Username> = waiting.chain(self.verifying.iter().chain(listing).cloned()).collect();
         self.ask_for(names);
     }
 
@@ -429,9 +434,26 @@ impl Contacts {
         }
     }
 
-    /// Whether no safety number waits for a key.
+    /// Whether no safety number and no list waits for a key.
     pub fn is_settled(&self) -> bool {
-        self.verifying.is_empty()
+        self.verifying.is_empty() && self.listing.is_none()
+    }
+
+    /// Requests the keys of absent users that are not known, for a list of them.
+    pub fn list(&mut self, mut absent: Vec<Username>, now_ms: u64) {
+        let rest = absent.split_off(absent.len().min(MAX_LISTED)).len();
+        absent.iter().for_each(|name| self.expire(name, now_ms));
+        let has_key = |name: &&Username| self.find(name).is_some_and(|contact| contact.key.is_some());
+        let unknown: Vec<Username> = absent.iter().filter(|name| !has_key(name)).cloned().collect();
+        self.ask_for(unknown);
+        self.listing = Some((absent, rest));
+    }
+
+    /// The absent users of the list, and the number of further ones, once all keys have arrived.
+    pub fn listed(&mut self) -> Option<(Vec<Username>, usize)> {
+        let people = &self.people;
+        let waits = |name: &Username| people.get(name).is_some_and(|contact| contact.is_asked);
+        self.listing.take_if(|(names, _)| !names.iter().any(waits))
     }
 
     fn tell_safety_number(&mut self, cx: &mut Cx, name: &Username) {

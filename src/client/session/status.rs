@@ -100,8 +100,8 @@ impl Session {
 
     /// All other users who are online or whose key is known, the online ones first.
     pub fn people(&self) -> impl Iterator<Item = &Username> {
-        let known = |name: &&Username| !self.online.contains(name) && self.contacts.trust(name).is_some();
-        self.online.others(&self.cx.me).chain(self.contacts.names().filter(known))
+        let absent = |name: &&Username| !self.online.contains(name) && **name != self.cx.me;
+        self.online.others(&self.cx.me).chain(self.contacts.names().filter(absent))
     }
 
     /// Whether the failed message of this number can still be sent again.

@@ -1984,3 +1984,55 @@ fn message_that_is_lost_again_and_again_is_abandoned() {
     assert!(net.sessions[0].is_at_hand(1), "the user can send it again");
     assert_eq!(net.lines(1), ["<alice -> bob> one"]);
 }
+
+/// README#absent-users, PROTOCOL#ask-keys.
+#[test]
+fn users_all_lists_who_is_absent_and_for_whom_mail_waits() {
+    let mut net = Net::with_records("", 4);
+    net.type_in(0, "/users all");
+    assert_eq!(net.count("* you know no absent users"), 1);
+    net.type_in(0, "to everyone");
+    net.settle();
+    net.leaves(1);
+    net.is_gone(2);
+    net.type_in(0, "/users all");
+    assert!(!net.sessions[0].is_settled() && net.count("absent: ") == 0, "the keys come first");
+    net.settle();
+    let list = "* 2 absent: bob (not verified, messages wait), carol (not verified, no mailbox)";
+    assert_eq!((net.count("* 2 online: alice (you), dave (not verified)"), net.count(list)), (1, 1));
+    assert!(net.sessions[0].is_settled());
+    // The key of a mailbox stays known.
+    net.type_in(0, "/users all");
+    let Some(ClientMessage::KeysRequest(request)) = net.said[0].pop_front() else { panic!("no request") };
+    assert_eq!(request.names, [name(2)]);
+    // A new session asks again.
+    net.event(0, new_login());
+    net.settle();
+    assert_eq!(net.count(list), 2);
+}
+
+/// README#absent-users, PROTOCOL#ask-keys.
+#[test]
+fn long_list_of_absent_users_costs_few_requests() {
+    let record = |n: usize| {
+        let key = crate::encoding::base64(&[7; 32]);
+        format!(
+            "{{\"server\":\"server-0\",\"name\":\"u{n:03}\",\"identity\":\"{key}\",\"verified\":true,\"decided\":true}}\n"
+        )
+    };
+    let records: String = (0..300).map(record).collect();
+    let mut net = Net::with_records(&records, 2);
+    net.type_in(0, "/users all");
+    let mut asked = Vec::new();
+    while let Some(message) = net.said[0].front() {
+        let ClientMessage::KeysRequest(request) = message else { panic!("another message") };
+        asked.push(request.names.len());
+        assert_eq!(net.said[0].len(), 1, "one at a time");
+        net.step(0);
+    }
+    assert_eq!(asked, [64; 4]);
+    assert_eq!(net.count("* 300 absent: u000 (verified, no mailbox), u001"), 1);
+    assert_eq!(net.count(" and 44 more"), 1);
+    // Completion knows them all.
+    assert_eq!(net.sessions[0].people().count(), 301);
+}

@@ -284,6 +284,11 @@ impl TrustStore {
         Some((user.identity, trust))
     }
 
+    /// The remembered users of this server.
+    pub fn names(&self) -> impl Iterator<Item = &Username> {
+        self.users.newest.values().map(|user| &user.name)
+    }
+
     /// The number of remembered users of this server.
     pub fn count(&self) -> usize {
         self.users.newest.len()
