@@ -41,6 +41,7 @@ CONVERSATIONS_MOST, WAITING_MOST = 64, 256                   # per user: remembe
 KEPT_MOST = 32 << 20                                         # bytes kept until they are acknowledged
 KEYS_MOST, TAKEN_MOST = 16, 20_000                           # in a mailbox file: keys, and records of messages
 OLD_KEY = 60 * 24 * HOUR                                     # how long a mailbox key is kept at most
+HELD_MOST = 192 << 10                                        # bytes of frames behind a message that waits for the mail
 LOSABLE_MOST = 256                                           # delivered messages that can be sealed again when they are lost
 
 
@@ -739,6 +740,7 @@ class Frames:
         self.kept, self.kept_bytes, self.confirmed = collections.deque(), 0, 0
         self.received, self.told, self.untold_bytes = 0, 0, 0
         self.direct, self.told_at = False, 0                         # whether a private or room message is not acknowledged yet
+        self.total, self.held = 0, None                              # bytes received; frames and bytes before the first one that waits
 
     def sent(self, data):
         if self.kept_bytes + len(data) > KEPT_MOST:
@@ -754,19 +756,25 @@ class Frames:
             self.confirmed += 1
 
     def took(self, size):
-        self.received += 1
-        self.untold_bytes += size
+        self.received, self.total, self.untold_bytes = self.received + 1, self.total + size, self.untold_bytes + size
 
     def patience(self):
         """Seconds until a private or room message must be acknowledged."""
         return max(0, self.told_at + 1 - time.monotonic()) if self.direct else float("inf")
 
     def due(self):
-        return self.patience() == 0 or self.received - self.told >= 32 or self.untold_bytes >= 128 << 10
+        return self.patience() == 0 or self._done() - self.told >= 32 or self.untold_bytes >= 128 << 10
+
+    def _done(self):
+        return self.held[0] if self.held else self.received
 
     def tell(self):
-        self.told, self.untold_bytes, self.direct, self.told_at = self.received, 0, False, time.monotonic()
-        return self.received
+        self.told, self.untold_bytes, self.direct, self.told_at = self._done(), 0, False, time.monotonic()
+        return self.told
+
+    def hold(self, size):
+        """The frame received last waits. It and those after it are not acknowledged until `held` is None."""
+        self.held = self.held or (self.received - 1, self.total - size)
 
 
 # ---------------------------------------------------------------- people, events, jobs, transfers
@@ -968,7 +976,7 @@ class Client:
         self._queue, self._due, self._stale, self._last_id = collections.deque(), {}, [], 0
         self._losable, self._lost = collections.OrderedDict(), set() # by id: delivered messages and their times; lost before `sent`
         self._fetching, self._batch, self._requested, self._fetched = False, set(), (), False
-        self._held, self._left, self._mailbox_due, self._mailbox_set = [], set(), None, None
+        self._held, self._left, self._mailbox_due, self._mailbox_set, self._mailbox_tries, self._no_mail = [], set(), None, None, 0, False
         self._asked, self._broadcasts, self._last_order = collections.deque(), 0, 0
         self.offers, self.sending, self.receiving = {}, {}, {}       # by transfer; only other users' offers
         for person in self.people.values():
@@ -1004,7 +1012,7 @@ class Client:
                 self.ended = error.code
             raise
         self.transport.in_session = True
-        self.frames.tell()                                           # our `received` acknowledged everything
+        self.frames.told = received                                  # our `received` acknowledged everything
         self.frames.confirm(number(resumed, "received"))
         for data in list(self.frames.kept):
             self.transport.send(data)
@@ -1228,12 +1236,13 @@ class Client:
     # -------------------------------------------------------- PROTOCOL: Receiving
 
     def _on_encrypted_message(self, message):
-        self.frames.direct |= message.get("kind") == "message" and message.get("recipient") is not None
         if not self._holding():
             self._release()
         if message.get("recipient") is not None and self._holding():
+            self.frames.hold(len(str(message)))
             self._held.append(message)                               # mail comes first
         else:
+            self.frames.direct |= message.get("kind") == "message" and message.get("recipient") is not None
             self._take(message)
 
     def _take(self, message, at=None):
@@ -1272,8 +1281,8 @@ class Client:
                 raise Refused("recipient", "mail that is not for a mailbox key")
             if not envelope.recipient and envelope.recipient_key != self.server_key:
                 raise Refused("server", "made for another server")
-            if mailbox and envelope.kind != "message":
-                raise Refused("kind", "only messages wait for absent users")
+            if mailbox and (envelope.kind != "message" or envelope.scope not in ("private", "room")):
+                raise Refused("kind", "only private and room messages wait for absent users")
             if mailbox:
                 taken, same = mailbox.state(envelope)
                 missing = 0 if same else mailbox.check_new(envelope) # the same if it was taken or shown, and not confirmed
@@ -1302,22 +1311,26 @@ class Client:
             self._tell("gap", name=person.name, missing=missing)
         if mailbox and not same:
             mailbox.take(envelope)
-        if taken != "shown" and envelope.id() not in person.ids:
-            self._show(person, envelope, text, members, content, mailbox is not None, taken == "taken")
-        if mailbox and taken != "shown":
-            mailbox.show(envelope)
-        self._settled(at)
+        fresh, run = taken != "shown" and envelope.id() not in person.ids, self._began > envelope.time - 5 * MINUTE
+        marked = taken == "taken" or envelope.again is not None and (run or len(person.ids) == person.ids.maxlen)
 
-    def _show(self, person, envelope, text, members, content, mail, taken):
-        forgotten = self._began > envelope.time - 5 * MINUTE or len(person.ids) == person.ids.maxlen
-        person.ids.append(envelope.id())
-        if abs(envelope.time - now()) > 5 * MINUTE and not mail:
-            self._tell("odd_time", name=person.name, time=envelope.time)
-        if content is not None:
-            getattr(self, "_on_" + envelope.kind)(person.name, content)
-        elif not envelope.later:
-            self._tell(envelope.kind, name=person.name, scope=envelope.scope, text=text, time=envelope.time, members=members,
-                       mail=mail, marked=taken or envelope.again is not None and forgotten)
+        def show():
+            if fresh and abs(envelope.time - now()) > 5 * MINUTE and not mailbox:
+                self._tell("odd_time", name=person.name, time=envelope.time)
+            if fresh and content is not None:
+                getattr(self, "_on_" + envelope.kind)(person.name, content)
+            elif fresh and not envelope.later:
+                self._tell(envelope.kind, name=person.name, scope=envelope.scope, text=text, time=envelope.time, members=members,
+                           mail=mailbox is not None, marked=marked)
+            if mailbox and taken != "shown":
+                mailbox.show(envelope)
+
+        if fresh:
+            person.ids.append(envelope.id())
+        if at is None:
+            return show()
+        self._opened.append((at, show))
+        self._settled(at)
 
     @staticmethod
     def _unwrap(envelope, wrapped, keys):
@@ -1341,7 +1354,7 @@ class Client:
         self._request_mail(0)
 
     def _request_mail(self, after):
-        self._after, self._confirmed, self._more = after, [], None
+        self._after, self._confirmed, self._opened, self._more = after, [], [], None
         self._send({"type": "mail_request", "keys": [base64_of(key) for key in self._requested], "after": after})
 
     def _on_mail(self, message):
@@ -1362,17 +1375,21 @@ class Client:
             self._take(kept["message"], kept["number"])
 
     def _settled(self, at, confirm=True):
-        """A message of the batch needs nothing further in this fetch. After the last one follows the next batch.
-
-        The fetch ends with an answer without messages. The server handles requests in order, so then it has also handled each `mail_done`.
-        """
+        """A message of the batch has been opened, or is refused. After the last one, all are shown in order."""
         if at in self._batch:
             self._batch.remove(at)
             self._confirmed += [at] if confirm else []
             if not self._batch:
-                if self._confirmed:
-                    self._send({"type": "mail_done", "numbers": self._confirmed})
-                self._request_mail(self._after)
+                for _, show in sorted(self._opened, key=lambda entry: entry[0]):
+                    show()
+                self._confirm()
+
+    def _confirm(self):
+        """Then follows the next batch. The fetch ends with an answer without messages: the server handles requests in order,
+        so then it has also handled each `mail_done`."""
+        if self._confirmed:
+            self._send({"type": "mail_done", "numbers": self._confirmed})
+        self._request_mail(self._after)
 
     def _mail_over(self):
         self._fetching, self._fetched = False, True
@@ -1382,17 +1399,24 @@ class Client:
         self._tell("mail_over")
         self._release()
         self._erase()
-        if self._mailbox_due is None and self._mailbox_set is None:
+        self._make_mailbox()
+
+    def _make_mailbox(self):
+        """Makes the key of the next absence, once in a session."""
+        if self._mailbox_tries == 0:
             if len(self.mailbox.keys) < KEYS_MOST:
                 self._offer_mailbox(PrivateKey())
             else:
                 self._tell("mailbox_refused", code="too_many_keys")
 
     def _holding(self):
-        return self._fetching and time.monotonic() < self._hold_until and len(self._held) < WAITING_MOST
+        held = self.frames.held
+        return self._fetching and time.monotonic() < self._hold_until and not (held and self.frames.total > held[1] + HELD_MOST)
 
     def _release(self):
         held, self._held = self._held, []
+        if held:
+            self.frames.held, self.frames.direct = None, True
         for message in held:
             self._take(message)
 
@@ -1402,17 +1426,19 @@ class Client:
         if created > now() + 2 * HOUR:
             created = now()
         self.mailbox.add(key, created)
-        self._mailbox_due = key.public.fingerprint
+        self._mailbox_due, self._mailbox_tries = key.public.fingerprint, self._mailbox_tries + 1
         certificate = self.identity.sign(certificate_text(self.name, key.public, created, "mailbox"))
         self._send({"type": "mailbox", "mailbox_key": base64_of(key.public.der), "created": created, "certificate": base64_of(certificate)})
 
     def _on_mailbox_refused(self, code, message):
         (key, created), self._mailbox_due = self.mailbox.keys[self._mailbox_due], None
         newest = number(message, "newest") if code == "bad_mailbox" else 0
-        if created <= newest < now() + 2 * HOUR:
+        if created <= newest < now() + 2 * HOUR and self._mailbox_tries <= 2:
             return self._offer_mailbox(key, newest)
         if code != "server_error":                                   # after which the server may have the key
             self.mailbox.erase([key.public.fingerprint])
+        self._no_mail = code == "no_mail"
+        self._erase()
         self._tell("mailbox_refused", code=code)
 
     def _on_mailbox_set(self, _):
@@ -1423,7 +1449,7 @@ class Client:
 
     def _erase(self):
         """Erases each key that a confirmed later one has replaced, when all of its mail is settled; and each that is too old."""
-        replaced = self.mailbox.keys[self._mailbox_set][1] if self._mailbox_set else 0
+        replaced = 2**64 if self._no_mail else self.mailbox.keys[self._mailbox_set][1] if self._mailbox_set else 0
         erased = [key for key in self._requested if self._fetched and key in self.mailbox.keys and (
             self.mailbox.keys[key][1] < replaced and key not in self._left or self.mailbox.keys[key][1] + OLD_KEY < now())]
         if erased:
@@ -1720,6 +1746,8 @@ class Client:
                 transfer.deadline = min(transfer.deadline, time.monotonic() + 5)
 
     def _look_at_the_clock(self):
+        if self._fetching and time.monotonic() > self._hold_until:
+            self._make_mailbox()                                     # the mail takes long
         if not self._holding():
             self._release()
         for transfer in [*self.offers.values(), *self.sending.values(), *self.receiving.values()]:
