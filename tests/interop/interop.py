@@ -374,7 +374,9 @@ def rooms(world, alice, bob):
 
 # PROTOCOL#members, PROTOCOL#room-copies.
 def room_of_three(world, alice, bob, carol):
-    world.delivered(*alice.room(["bob", "carol"], "the three of us"))
+    copies = alice.room(["bob", "carol"], "the three of us")
+    world.delivered(*copies)
+    check(len({copy.time for copy in copies}) == len({copy.id for copy in copies}) == 2, "copies of a room message can be linked")
     for rust in (bob, carol):
         rust.expect("<alice -> bob, carol> the three of us")
     bob.say("/room CAROL alice", "and me")
@@ -996,6 +998,8 @@ def mail_that_fails_a_check(world, alice, carol):
     world.until(lambda: "carol" in alice.online, "carol's presence")
     world.delivered(alice.send("carol", "live"), alice.broadcast("for all"))
     world.event(carol, "message", text="for all")                    # only what is for one recipient waits for the mail
+    carol._acknowledge()
+    check(carol.frames.told < carol.frames.received, "a message that waits is acknowledged")
     first, second, third = (kept["message"] for kept in heard[0]["mail"])
     session = alice.key.public.fingerprint
     key = next(iter(carol.mailbox.keys.values()))[0].public

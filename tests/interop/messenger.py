@@ -766,7 +766,7 @@ class Frames:
         return self.patience() == 0 or self._done() - self.told >= 32 or self.untold_bytes >= 128 << 10
 
     def _done(self):
-        return self.held[0] if self.held else self.received
+        return max(self.told, self.held[0]) if self.held else self.received
 
     def tell(self):
         self.told, self.untold_bytes, self.direct, self.told_at = self._done(), 0, False, time.monotonic()
@@ -1465,9 +1465,12 @@ class Client:
         return self._enqueue(Job(sorted(self.online - {self.name}), text, "message", "broadcast"))
 
     def room(self, names, text):
-        """Sends one copy to each of the other members."""
+        """Sends one copy to each of the other members, with a time of its own: a common one would show which belong together."""
         members = {self.name, *names}
-        return [self._enqueue(Job([name], text, "message", "room", members)) for name in sorted(members - {self.name})]
+        jobs = [Job([name], text, "message", "room", members) for name in sorted(members - {self.name})]
+        for job, early in zip(jobs, secrets.SystemRandom().sample(range(1000), len(jobs))):
+            job.time -= early
+        return [self._enqueue(job) for job in jobs]
 
     def open_room(self, name):
         return self.send(name, "", "room_opened", "room")
