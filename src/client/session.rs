@@ -19,31 +19,31 @@ mod mailbox;
 mod notices;
 mod outgoing;
 mod presence;
+mod received;
 mod record;
 mod replay;
+mod seal_key;
 mod status;
 mod talk;
 
 use super::audience::Audience;
-use super::entry::{Entry, Place, Source};
 use super::store::history::{History, Message};
 use super::store::mailbox::MailboxFile;
 use super::store::trust::{Ignored, TrustStore};
-use super::text::{mentions, sanitise_lines, shortened};
+use super::text::shortened;
 use crate::crypto::envelope::Kind;
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::{Fingerprint, SessionPublicKey};
 use crate::name::Username;
 use crate::protocol::{
-    ClientMessage, DecodeError, EncryptedMessage, ErrorCode, Failure, Keys, PersonKeys, Presence,
-    ServerMessage,
+    ClientMessage, DecodeError, ErrorCode, Failure, Keys, PersonKeys, Presence, ServerMessage,
 };
 use account::{Account, PasswordChange};
 use connection::Connection;
 use contacts::{Contact, Contacts, Learned};
 use cx::Cx;
 use files::Files;
-use incoming::{Arrived, Incoming, Received};
+use incoming::Incoming;
 use leaving::Leaving;
 use mailbox::Mailbox;
 use outgoing::{Missed, Outbox, Outcome, Outgoing};
@@ -375,95 +375,6 @@ impl Session {
     fn session_key(&self, name: &Username) -> Option<SessionPublicKey> {
         let contact = self.contacts.find(name).filter(|contact: &&Contact| !contact.has_changed());
         contact.and_then(|contact| contact.session_key().cloned())
-    }
-
-    // ---- envelopes from other users
-
-    fn receive(&mut self, message: EncryptedMessage) {
-        match self.incoming.arrive(&mut self.cx, &mut self.contacts, message) {
-            Arrived::Ready(message) => self.open(&message),
-            Arrived::Waits(from) if !self.contacts.has_changed(&from) => self.contacts.ask_for([from]),
-            Arrived::Waits(_) | Arrived::Refused => {}
-        }
-    }
-
-    /// Opens the envelopes that have waited for the key of `name`, which has arrived.
-    fn read_inbox(&mut self, name: &Username) {
-        if !self.contacts.has_changed(name) {
-            self.incoming.take_inbox(name).iter().for_each(|message| self.open(message));
-        }
-    }
-
-    fn open(&mut self, message: &EncryptedMessage) {
-        match self.incoming.open(&mut self.cx, &self.contacts, &self.online, message) {
-            // PROTOCOL#mail-refusals.
-            Some(received) if received.is_mail => self.mailbox.keep(None, received),
-            Some(received) => {
-                if let Err(why) = self.deliver(&received) {
-                    self.incoming.refuse(&mut self.cx, &received.header, &why);
-                }
-            }
-            None => {}
-        }
-    }
-
-    /// Passes an envelope to the part that handles its kind.
-    fn deliver(&mut self, received: &Received) -> Result<(), String> {
-        let Received { header, text, .. } = received;
-        let (cx, from) = (&mut self.cx, &header.from);
-        match header.kind {
-            Kind::RoomOpened => self.talk.partner_opened(cx, from),
-            Kind::RoomLeft => self.talk.partner_left(cx, from),
-            Kind::Message => {
-                let entry = self.entry(received, self.cx.now);
-                self.show_received(entry);
-            }
-            Kind::FileOffer => {
-                self.files.offered(cx, from, text)?;
-                self.talk.alert(cx, from, Place::Here);
-            }
-            Kind::FileAccept => {
-                if let Some(awaited) = self.files.accepted(cx, from, text)? {
-                    match self.session_key(from).filter(|key| key.fingerprint() == awaited) {
-                        Some(key) => self.files.keys(&mut self.cx, from, Some(&key)),
-                        None => self.contacts.ask_for([from.clone()]),
-                    }
-                }
-            }
-            _ => self.files.closed(cx, header, text)?,
-        }
-        Ok(())
-    }
-
-    /// The entry of a message of another user, with this time.
-    fn entry(&self, Received { header, to, text, .. }: &Received, time: u64) -> Entry {
-        let (me, text) = (&self.cx.me, sanitise_lines(text));
-        let source = Source::User { from: header.from.clone(), to: to.clone() };
-        let (place, mention) = (source.place(me), !mentions(&text, me.as_str()).is_empty());
-        Entry { mention, trust: self.contacts.trust(&header.from), ..Entry::new(time, source, place, text) }
-    }
-
-    fn show_received(&mut self, entry: Entry) {
-        self.alert(&entry);
-        self.cx.display(Display::Entry(entry));
-    }
-
-    /// Shows messages that waited while the user was away, with their senders' times.
-    fn show_mail(&mut self, mail: &[Received]) {
-        let entry = |received: &Received| self.entry(received, received.header.time.min(self.cx.now));
-        let entries: Vec<Entry> = mail.iter().map(entry).collect();
-        if let Some(last) = entries.last() {
-            self.alert(last);
-            self.cx.display(Display::Mail(entries));
-        }
-    }
-
-    fn alert(&mut self, entry: &Entry) {
-        if let Some(from) = entry.source.from()
-            && (entry.mention || entry.place != Place::Everyone)
-        {
-            self.talk.alert(&mut self.cx, from, entry.place.clone());
-        }
     }
 
     // ---- a new session, and the end

@@ -4,12 +4,10 @@
 //! key only with its owner's certificate. A changed identity key is not used until the user has decided.
 
 use super::cx::Cx;
+use super::seal_key::SealKey;
 use crate::client::entry::{Place, Source};
 use crate::client::store::trust::{Trust, TrustStore};
-use crate::crypto::public::{
-    Fingerprint, IdentityPublicKey, MailboxCertificate, SessionCertificate, SessionPublicKey,
-    is_mailbox_valid_at, is_valid_at, safety_number,
-};
+use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionPublicKey, safety_number};
 use crate::name::Username;
 use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -20,51 +18,6 @@ use std::path::Path;
 const MAX_CONTACTS: usize = 50_000;
 /// The most absent users whose keys a list requests: four requests, one after the other.
 const MAX_LISTED: usize = 256;
-
-/// The certified key that messages to a user are sealed for: of the session, or of an absent user the mailbox key.
-/// PROTOCOL#mail-sender.
-#[derive(Clone)]
-pub struct SealKey {
-    /// The key itself.
-    pub key: SessionPublicKey,
-    /// Whether it is a mailbox key: only messages that can wait are sealed for it.
-    pub is_mailbox: bool,
-    /// The time of its certificate, in milliseconds since 1970.
-    created: u64,
-}
-
-impl SealKey {
-    /// The key of an answer, if it has one. Its certificate is checked.
-    fn shown(
-        keys: &PersonKeys,
-        identity: &IdentityPublicKey,
-        now_ms: u64,
-    ) -> Result<Option<SealKey>, String> {
-        let (bytes, is_mailbox) = match (&keys.session_key, &keys.mailbox_key) {
-            (Some(_), Some(_)) => return Err("the server shows a session key and a mailbox key".into()),
-            (Some(key), None) => (key.clone(), false),
-            (None, Some(key)) => (key.clone(), true),
-            (None, None) => return Ok(None),
-        };
-        let (Some(created), Some(certificate)) = (keys.created, keys.certificate) else { return Ok(None) };
-        let (what, key) = if is_mailbox {
-            let mailbox = MailboxCertificate { mailbox_key: bytes, created, certificate };
-            ("mailbox", mailbox.verify(&keys.name, identity, now_ms))
-        } else {
-            let session = SessionCertificate { session_key: bytes, created, certificate };
-            ("session", session.verify(&keys.name, identity, now_ms))
-        };
-        match key {
-            Ok(key) => Ok(Some(SealKey { key, is_mailbox, created })),
-            Err(error) => Err(format!("the {what} key that the server shows is invalid: {error}")),
-        }
-    }
-
-    fn is_valid_at(&self, now_ms: u64) -> bool {
-        let is_valid = if self.is_mailbox { is_mailbox_valid_at } else { is_valid_at };
-        is_valid(self.created, now_ms)
-    }
-}
 
 /// One other user.
 #[derive(Default)]

@@ -8,10 +8,11 @@
 
 mod outcome;
 
-use super::contacts::{Contact, Contacts, SealKey};
+use super::contacts::{Contact, Contacts};
 use super::cx::Cx;
 use super::event::Display;
 use super::presence::OnlineUsers;
+use super::seal_key::SealKey;
 use crate::client::audience::Audience;
 use crate::client::entry::{Entry, SendState, Source};
 use crate::client::text::{all_quoted, sanitise_lines};
