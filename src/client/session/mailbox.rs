@@ -84,6 +84,8 @@ pub struct Mailbox {
     showing: Vec<([u8; 32], Option<u64>)>,
     /// The numbers of messages that are settled, and not confirmed yet.
     settled: Vec<u64>,
+    /// Whether no request has followed the last confirmation, whose answer shows that the server has handled it.
+    unproven: bool,
     /// Senders whose mail waits for a decision of the user.
     undecided: BTreeSet<Username>,
     /// The keys of messages that were neither shown nor confirmed.
@@ -115,7 +117,7 @@ impl Mailbox {
         let mailbox = cx.account.mailbox.iter();
         let keys = mailbox.flat_map(MailboxFile::keys).map(|mailbox| mailbox.key.fingerprint()).collect();
         cx.send(ClientMessage::MailRequest(MailRequest { keys, after: self.after }));
-        self.fetch = Fetch::Asked;
+        (self.fetch, self.unproven) = (Fetch::Asked, false);
     }
 
     fn hold(&mut self, cx: &mut Cx, holds: bool) {
@@ -202,6 +204,11 @@ impl Mailbox {
         if !self.settled.is_empty() {
             let numbers = std::mem::take(&mut self.settled);
             cx.send(ClientMessage::MailDone(MailDone { numbers }));
+            self.unproven = true;
+        }
+        // Until the server has deleted what was confirmed, the key stays. PROTOCOL#mail-erasing.
+        if self.unproven && self.fetch == (Fetch::Over { complete: true }) {
+            self.request(cx);
         }
         self.erase(cx, is_late);
         shown

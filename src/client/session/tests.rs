@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::client::audience::{Audience, Partners};
-use crate::client::entry::{Entry, SendState, Source};
+use crate::client::entry::{Entry, Place, SendState, Source};
 use crate::client::store::trust::Trust;
 use crate::client::transfer::Job;
 use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Scope, Sealed, Word};
