@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// The most bytes of messages that are shown together: a mailbox of the usual size, and some more.
 const MAX_TOGETHER: usize = 2 * 1024 * 1024;
+/// The approximate size of a message besides its text, in bytes.
+const MESSAGE: usize = 1024;
 /// A key of this age, in milliseconds, is erased whatever the server says. PROTOCOL#mail-erasing.
 const MAX_AGE: u64 = 60 * 24 * 3_600_000;
 /// A mailbox key that is refused this often is not sent again.
@@ -78,7 +80,7 @@ pub struct Mailbox {
     asked: HashSet<(Username, Fingerprint)>,
     /// Messages that can be shown, by number; none for one that did not come as mail.
     opened: Vec<(Option<u64>, Received)>,
-    /// Bytes of their texts.
+    /// Their approximate memory, in bytes.
     bytes: usize,
     /// The ids and numbers of messages that are being shown.
     showing: Vec<([u8; 32], Option<u64>)>,
@@ -152,7 +154,7 @@ impl Mailbox {
 
     /// Keeps an opened message until it is shown.
     pub fn keep(&mut self, number: Option<u64>, received: Received) {
-        self.bytes += received.text.len();
+        self.bytes += received.text.len() + MESSAGE;
         self.opened.push((number, received));
     }
 
@@ -226,9 +228,12 @@ impl Mailbox {
         let Kept { number, message } = kept;
         let header = &message.envelope.header;
         let from = header.from.clone();
-        if from == cx.me || !contacts.admits(&from) {
+        if from == cx.me {
             incoming.refuse(cx, header, "its sender is invalid");
             return self.settled.push(number);
+        }
+        if !contacts.admits(&from) {
+            return self.unsettled.extend(header.recipient_key);
         }
         let identity = contacts.find(&from).and_then(|contact| contact.identity.as_ref());
         let identity = identity.map(|identity| identity.fingerprint());
