@@ -3,7 +3,8 @@
 //!
 //! `FAULTS` sets the number of faults; `FAULTS_SEED` chooses them, but their moments also depend on the machine.
 
-use crate::support::{Client, Dice, Folder, Gate, Server, Way, number};
+use super::letters::{Letters, ROOMY, User, waiting};
+use crate::support::{Client, Dice, Folder, Gate, Server, Way, number, until};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread::{self, Scope};
@@ -128,4 +129,71 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
     );
     // Every client reconnects within the grace period, so nobody joins or leaves.
     assert_eq!((count("in a new session"), count(" has left")), (0, 0));
+}
+
+/// Users who stay and write, and users who come and go.
+const STAYING: usize = 3;
+const COMING: usize = 4;
+
+/// PROTOCOL#keeping, PROTOCOL#lost, PROTOCOL#stale, PROTOCOL#mail-order.
+#[test]
+fn faults_lose_no_message_to_users_who_come_and_go() {
+    let (dice, faults) = (Dice::named("FAULTS_SEED"), number("FAULTS", 60));
+    let server = Server::with(&[&ROOMY[..], &["--outbox", "65536", "--registrations", "1000"]].concat());
+    let gates = [(); STAYING + COMING].map(|()| Gate::before(&server));
+    let names: Vec<String> = (0..gates.len()).map(|n| format!("p{n}")).collect();
+    let mut users: Vec<User> = names.iter().map(|name| User::new(name)).collect();
+    for (user, gate) in users.iter_mut().zip(&gates) {
+        user.comes(gate);
+        let key = server.data("mail").join(&user.name).join("key");
+        until("the server has a mailbox key", || key.exists());
+    }
+    gates.iter().for_each(|gate| gate.split(&dice));
+    let mut letters = Letters::default();
+    thread::scope(|scope| {
+        for _ in 0..faults {
+            let from = dice.below(STAYING as u64) as usize;
+            let other = |not: usize| loop {
+                let one = dice.below(names.len() as u64) as usize;
+                if one != from && one != not {
+                    return one;
+                }
+            };
+            let one = other(from);
+            let two = other(one);
+            letters.say(&mut users[from], &[&names[one]]);
+            letters.say(&mut users[from], &[&names[one], &names[two]]);
+            let coming = STAYING + dice.below(COMING as u64) as usize;
+            let user = &mut users[coming];
+            // A login that a fault breaks ends the client.
+            user.poll();
+            match &mut user.client {
+                None => user.start(&gates[coming]),
+                Some(client) if dice.below(3) == 0 => client.end(),
+                Some(_) => {}
+            }
+            fault(&gates[dice.below(gates.len() as u64) as usize], &dice, scope);
+            thread::park_timeout(Duration::from_millis(dice.below(200)));
+        }
+    });
+    gates.iter().for_each(Gate::heal);
+    let (staying, coming) = users.split_at_mut(STAYING);
+    for (user, gate) in coming.iter_mut().zip(&gates[STAYING..]) {
+        // Some have left already, or have failed to log in.
+        user.leave();
+        user.comes(gate);
+        user.leave();
+    }
+    staying.iter_mut().for_each(User::leave);
+    for (user, gate) in users.iter_mut().zip(&gates) {
+        user.comes(gate);
+        until("nothing waits", || waiting(&server, &user.name).is_empty());
+        user.leave();
+    }
+    let all: Vec<&User> = users.iter().collect();
+    let (kept, delivered, marks) = letters.check(&all, |_, _| false);
+    println!(
+        "{faults} faults, {} messages, {kept} kept, {delivered} delivered, {marks} marks",
+        letters.len()
+    );
 }

@@ -77,6 +77,10 @@ impl Folder {
     pub fn password_file(&self, password: &str) -> PathBuf {
         use std::os::unix::fs::OpenOptionsExt;
         let path = self.path(&format!("password-{}", password.len()));
+        // Another client may be reading it.
+        if std::fs::read_to_string(&path).is_ok_and(|text| text.trim_end() == password) {
+            return path;
+        }
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path).expect("file");
         writeln!(file, "{password}").expect("write");
@@ -119,6 +123,16 @@ impl Output {
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => None,
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
                 panic!("no line came; so far: {:#?}", self.seen)
+            }
+        }
+    }
+
+    /// Reads the lines that are there, and does not wait. False at the end of the output.
+    pub fn poll(&mut self) -> bool {
+        loop {
+            match self.lines.try_recv() {
+                Ok(line) => self.seen.push(line),
+                Err(error) => return error == std::sync::mpsc::TryRecvError::Empty,
             }
         }
     }
@@ -345,8 +359,13 @@ impl Client {
 
     /// Types one line.
     pub fn say(&mut self, line: &str) {
+        assert!(self.try_say(line), "the client reads");
+    }
+
+    /// Types one line. False if the client has ended.
+    pub fn try_say(&mut self, line: &str) -> bool {
         let input = self.input.as_mut().expect("the input is open");
-        writeln!(input, "{line}").and_then(|()| input.flush()).expect("the client reads");
+        writeln!(input, "{line}").and_then(|()| input.flush()).is_ok()
     }
 
     /// Types one line, and reads until an output line contains `part`.
