@@ -170,6 +170,11 @@ impl Mailbox {
         for kept in std::mem::take(&mut self.waiting) {
             self.open(cx, contacts, incoming, online, kept);
         }
+        if !self.settled.is_empty() {
+            let numbers = std::mem::take(&mut self.settled);
+            cx.send(ClientMessage::MailDone(MailDone { numbers }));
+            self.unproven = true;
+        }
         let is_late = cx.instant.duration_since(begun) >= PATIENCE;
         let mut shown = Vec::new();
         match self.fetch {
@@ -202,11 +207,6 @@ impl Mailbox {
         }
         if self.upload == Upload::Idle && (is_late || matches!(self.fetch, Fetch::Over { .. })) {
             self.renew(cx);
-        }
-        if !self.settled.is_empty() {
-            let numbers = std::mem::take(&mut self.settled);
-            cx.send(ClientMessage::MailDone(MailDone { numbers }));
-            self.unproven = true;
         }
         // Until the server has deleted what was confirmed, the key stays. PROTOCOL#mail-erasing.
         if self.unproven && self.fetch == (Fetch::Over { complete: true }) {
