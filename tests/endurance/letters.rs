@@ -92,7 +92,8 @@ pub fn waiting(server: &Server, name: &str) -> Vec<PathBuf> {
 fn shown(line: &str) -> Option<(&str, usize, bool)> {
     let (who, text) = line.strip_prefix('<')?.split_once("> n").filter(|(who, _)| who.contains(" -> "))?;
     let (number, mark) = text.split_once(' ').unwrap_or((text, ""));
-    assert!(["", "(perhaps shown before)", "(sent again)"].contains(&mark), "{line}");
+    let marks = ["", "(perhaps shown before)", "(sent again)", "(perhaps shown before) (sent again)"];
+    assert!(marks.contains(&mark), "{line}");
     Some((who, number.parse().expect("a number"), !mark.is_empty()))
 }
 
@@ -202,9 +203,11 @@ fn about<'a>(users: &[&'a User], numbers: &[usize]) -> Vec<(&'a str, usize, &'a 
     for user in users {
         let current = user.client.iter().map(|client| &client.output.seen);
         for (run, lines) in user.runs.iter().chain(current).enumerate() {
-            let lines = lines
-                .iter()
-                .filter(|line| line.starts_with("* ") || texts.iter().any(|text| line.contains(text)));
+            let lines = lines.iter().filter(|line| {
+                line.starts_with("* ")
+                    || line.starts_with("! ")
+                    || texts.iter().any(|text| line.contains(text))
+            });
             found.extend(lines.map(|line| (user.name.as_str(), run, line)));
         }
     }
