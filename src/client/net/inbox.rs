@@ -232,9 +232,11 @@ impl Inbox {
         lock(&self.waiting).read
     }
 
-    /// Notes that the session was resumed: the server knows of all frames that were read.
+    /// Notes that the session was resumed: the server knows of all frames that were read, so nothing is held back any
+    /// more.
     pub fn resumed(&self) {
         let mut waiting = lock(&self.waiting);
+        waiting.holds = false;
         let read = waiting.read;
         waiting.taken.tell(read);
         waiting.direct = false;
@@ -349,6 +351,17 @@ mod tests {
         inbox.acknowledge_now();
         assert!(inbox.is_empty());
         assert_eq!(acked(&queue), "{\"type\":\"ack\",\"received\":6}\n");
+    }
+
+    /// PROTOCOL#mail-order.
+    #[test]
+    fn acknowledged_messages_are_held_no_longer() {
+        let (inbox, ..) = inbox();
+        inbox.hold(true);
+        inbox.frame(Some(envelope(Message, "bob")), 10);
+        assert!(inbox.is_empty());
+        inbox.resumed();
+        assert!(matches!(inbox.next(), Some(Event::Server(_))), "a crash would lose it now");
     }
 
     /// PROTOCOL#mail-order.

@@ -19,7 +19,7 @@ impl Session {
     pub fn leaving(&self) -> Option<String> {
         let waits = match self.outbox.unacknowledged().count() {
             _ if !self.is_leaving() => return None,
-            0 if self.is_settled() => "a file is not complete yet".into(),
+            0 if !self.files.is_idle() && self.is_settled() => "a file is not complete yet".into(),
             0 => "the server has not answered yet".into(),
             1 => "1 message is not acknowledged yet".into(),
             count => format!("{count} messages are not acknowledged yet"),
