@@ -37,10 +37,12 @@ impl Session {
         self.online.is_complete() && !self.is_leaving() && self.outbox.len() < MAX_UNSETTLED
     }
 
-    /// Whether the server has answered all requests.
+    /// Whether the server has answered all requests. A message that is acknowledged already may wait for its sender's
+    /// key.
     pub fn is_settled(&self) -> bool {
         self.outbox.is_empty()
             && self.contacts.is_settled()
+            && !self.incoming.waiting().iter().any(|name| self.contacts.is_asked(name))
             && !self.files.is_listing()
             && self.cx.account.password != PasswordChange::Running
     }

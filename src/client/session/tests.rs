@@ -379,6 +379,22 @@ fn exit_waits_for_sent_messages_even_without_a_connection() {
     assert_eq!(net.exit(Event::Line("/exit".into())).map(|exit| exit.status), Some(0));
 }
 
+/// PROTOCOL#ack-when.
+#[test]
+fn exit_waits_for_the_key_of_a_message_that_has_arrived() {
+    let mut net = Net::new();
+    net.type_in(1, "/msg alice hello");
+    while net.step(1) {}
+    assert!(net.lines(0).is_empty(), "the key is requested");
+    assert_eq!(net.exit(Event::Line("/exit".into())), None);
+    net.settle();
+    assert_eq!(net.lines(0), ["<bob -> alice> hello"]);
+    // A changed key holds nobody up.
+    let mut net = Net::with_swapped_bob();
+    net.bob_sends(Kind::Message, Scope::Private, 1, NOW, b"unread");
+    assert!(net.exit(Event::Line("/exit".into())).is_some());
+}
+
 #[test]
 fn ended_session_releases_everything_and_reports_no_more() {
     let mut net = Net::new();

