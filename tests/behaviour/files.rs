@@ -195,8 +195,9 @@ fn files_both_ways_and_messages_do_not_disturb_each_other() {
         alice.expect("* sending ");
     }
     for number in [2, 4] {
-        gate.hold_after(5 * MIB as u64);
+        // She accepts before the gate lets more than that pass.
         alice.ask(&format!("/acceptfile {number}"), "* receiving ");
+        gate.hold_after(5 * MIB as u64);
         bob.expect("* sending ");
     }
     bob.say("/msg alice said by bob meanwhile");
