@@ -1,6 +1,6 @@
 //! Messages that outlive the session, sealed on disk, with `--keep-history`.
 //!
-//! Invariant: the file is [sealed](super::sealed). A damaged file stops the login, unchanged. Without the option nothing
+//! Invariant: the file is sealed (see `sealed`). A damaged file stops the login, unchanged. Without the option nothing
 //! is read or written, only erased on request. Format: PROTOCOL#kept-history.
 
 use super::sealed::{Kind, Sealed, longest_line};

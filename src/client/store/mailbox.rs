@@ -1,6 +1,6 @@
 //! The mailbox file: the private halves of this machine's mailbox keys, and what is recorded of the mail for them.
 //!
-//! Invariant: the file is [sealed](super::sealed). A key is on disk before anything can be sealed for it, and a message is
+//! Invariant: the file is sealed (see `sealed`). A key is on disk before anything can be sealed for it, and a message is
 //! recorded there before it is shown. A key is erased only on request, with its records. A damaged file is set aside and
 //! stops no login. Format: PROTOCOL#mailbox-file.
 
