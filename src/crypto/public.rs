@@ -208,10 +208,9 @@ impl SessionCertificate {
         identity: &IdentityPublicKey,
         now: u64,
     ) -> Result<SessionPublicKey, CryptoError> {
-        let key = SessionPublicKey::parse(&self.session_key.0)?;
         let bytes = Self::signed_bytes(owner, &self.session_key.0, self.created);
-        identity.verify(&bytes, &self.certificate.0)?;
-        if is_valid_at(self.created, now) { Ok(key) } else { Err(CryptoError::StaleCertificate) }
+        let is_valid = is_valid_at(self.created, now);
+        certified_key(&self.session_key, identity, (&bytes, &self.certificate), is_valid)
     }
 
     /// The `created` of its owner's next certificate: above the `newest` that others have accepted, or they would
@@ -257,16 +256,27 @@ impl MailboxCertificate {
         identity: &IdentityPublicKey,
         now: u64,
     ) -> Result<SessionPublicKey, CryptoError> {
-        let key = SessionPublicKey::parse(&self.mailbox_key.0)?;
         let bytes = Self::signed_bytes(owner, &self.mailbox_key.0, self.created);
-        identity.verify(&bytes, &self.certificate.0)?;
-        if is_mailbox_valid_at(self.created, now) { Ok(key) } else { Err(CryptoError::StaleCertificate) }
+        let is_valid = is_mailbox_valid_at(self.created, now);
+        certified_key(&self.mailbox_key, identity, (&bytes, &self.certificate), is_valid)
     }
 
     /// The [`KeyId`] of the mailbox key; the DER is not checked.
     pub fn key_id(&self) -> KeyId {
         Fingerprint::of(&self.mailbox_key.0).key_id()
     }
+}
+
+/// The key with this DER form, if `identity` has signed `bytes`, and the time `is_valid`.
+fn certified_key(
+    spki: &Bytes,
+    identity: &IdentityPublicKey,
+    (bytes, certificate): (&[u8], &Fixed<RSA_BYTES>),
+    is_valid: bool,
+) -> Result<SessionPublicKey, CryptoError> {
+    let key = SessionPublicKey::parse(&spki.0)?;
+    identity.verify(bytes, &certificate.0)?;
+    if is_valid { Ok(key) } else { Err(CryptoError::StaleCertificate) }
 }
 
 fn certified_bytes(label: &str, owner: &Username, spki: &[u8], created: u64) -> Vec<u8> {

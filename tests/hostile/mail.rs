@@ -186,7 +186,7 @@ fn withheld_and_reordered_mail_is_noticed() {
 
 /// PROTOCOL#mail-refusals.
 #[test]
-fn altered_or_foreign_mail_is_refused_by_name_and_stops_no_other() {
+fn altered_or_foreign_mail_is_refused_and_stops_no_other() {
     let mut scene = Scene::with_mail(1);
     let (path, bytes) = scene.backup().remove(0);
     let letter = scene.from.mail_for("bob", &scene.key, 2, "the last");

@@ -120,6 +120,12 @@ impl Incoming {
         waiting.map(|(name, _)| name.clone()).collect()
     }
 
+    /// Whether envelopes wait for a key that `is_asked`.
+    pub fn waits_for(&self, is_asked: impl Fn(&Username) -> bool) -> bool {
+        let mut senders = self.senders.iter();
+        self.unread > 0 && senders.any(|(name, sender)| !sender.inbox.is_empty() && is_asked(name))
+    }
+
     /// Takes the envelopes that waited for the key of `name`, in order.
     pub fn take_inbox(&mut self, name: &Username) -> VecDeque<EncryptedMessage> {
         let inbox = self.senders.get_mut(name).map(|sender| std::mem::take(&mut sender.inbox));
@@ -180,19 +186,18 @@ impl Incoming {
         let header = verified.header().clone();
         // PROTOCOL#key-id.
         let is_meant = |key: &&SessionKey| key.fingerprint().key_id() == message.key.id();
-        let is_signed = |key: &&SessionKey| Some(key.fingerprint()) == header.recipient_key;
         let mut keys = cx.account.session_keys();
-        let (key, mailbox) = match (&header.recipient, header.recipient_key) {
-            (Some(name), Some(signed)) if *name == cx.me && cx.account.mailbox_key(signed).is_some() => {
-                (cx.account.mailbox_key(signed), cx.account.mailbox.as_ref())
+        let mine = header.recipient_key.filter(|_| header.recipient.as_ref() == Some(&cx.me));
+        let mailbox_key = mine.and_then(|signed| cx.account.mailbox_key(signed));
+        let mailbox = cx.account.mailbox.as_ref().filter(|_| mailbox_key.is_some());
+        let key = match &header.recipient {
+            Some(_) => {
+                let key = mailbox_key.or_else(|| keys.find(|key| Some(key.fingerprint()) == mine));
+                Some(key.ok_or("it is for another user, or for an earlier session of yours")?)
             }
-            (Some(name), _) => match keys.find(is_signed).filter(|_| *name == cx.me) {
-                Some(key) => (Some(key), None),
-                None => return Err("it is for another user, or for an earlier session of yours".into()),
-            },
             // PROTOCOL#broadcast-server.
-            (None, key) if key == cx.account.server => (keys.find(is_meant), None),
-            (None, _) => return Err("it is for another server".into()),
+            None if header.recipient_key == cx.account.server => keys.find(is_meant),
+            None => return Err("it is for another server".into()),
         };
         let id = verified.id();
         let recorded = mailbox.and_then(|mailbox| mailbox.recorded(from, &id));

@@ -50,7 +50,8 @@ impl Session {
             Kind::RoomLeft => self.talk.partner_left(cx, from),
             Kind::Message => {
                 let entry = self.entry(received, self.cx.now);
-                self.show_received(entry);
+                self.alert(&entry);
+                self.cx.display(Display::Entry(entry));
             }
             Kind::FileOffer => {
                 self.files.offered(cx, from, text)?;
@@ -75,11 +76,6 @@ impl Session {
         let source = Source::User { from: header.from.clone(), to: to.clone() };
         let (place, mention) = (source.place(me), !mentions(&text, me.as_str()).is_empty());
         Entry { mention, trust: self.contacts.trust(&header.from), ..Entry::new(time, source, place, text) }
-    }
-
-    fn show_received(&mut self, entry: Entry) {
-        self.alert(&entry);
-        self.cx.display(Display::Entry(entry));
     }
 
     /// Shows messages that waited while the user was away, with their senders' times.

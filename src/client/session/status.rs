@@ -42,7 +42,7 @@ impl Session {
     pub fn is_settled(&self) -> bool {
         self.outbox.is_empty()
             && self.contacts.is_settled()
-            && !self.incoming.waiting().iter().any(|name| self.contacts.is_asked(name))
+            && !self.incoming.waits_for(|name| self.contacts.is_asked(name))
             && !self.files.is_listing()
             && self.cx.account.password != PasswordChange::Running
     }

@@ -293,12 +293,6 @@ impl MailboxFile {
         let all = all.filter(|taken| (taken.key, &taken.from, taken.session) == (key, from, session));
         all.map(|taken| taken.sequence).max()
     }
-
-    /// Releases the lock, and wipes the keys from memory.
-    pub fn close(&mut self) {
-        self.file.close();
-        self.content.keys.clear();
-    }
 }
 
 #[cfg(test)]
@@ -599,8 +593,7 @@ mod tests {
         first.retain(|key| key.created == 2).expect("rewritten");
         assert!(!disk::is_at(&former, &home.path()));
         disk::lock(&home.path(), Duration::ZERO).expect_err("locked");
-        first.close();
-        assert!(!first.is_usable() && first.keys().next().is_none());
+        drop(first);
         assert_eq!(home.mailbox().keys().count(), 1);
     }
 
