@@ -47,7 +47,7 @@ pub fn run(
     let printer = Printer::start(options.times)?;
     let (stopping, signalled, happened) = (printer.clone(), wake.clone(), wake.clone());
     let mut is_second = false;
-    on_signals(&[SIGTERM, SIGINT, SIGHUP], move |signal| {
+    on_signals(&[SIGTERM, SIGINT, SIGHUP], move |signal, _| {
         // A second signal exits at once: the end may be waiting for a reader of the output.
         if std::mem::replace(&mut is_second, true) {
             obey(signal);

@@ -140,13 +140,13 @@ impl Shared {
     }
 
     /// Keeps a signal for the screen, or acts on it at once. A second signal to end does not wait for the screen.
-    fn signal(&self, signal: i32, was_stopped: &mut bool) {
+    fn signal(&self, signal: i32, by_kernel: bool, was_stopped: &mut bool) {
         let is_end = !matches!(signal, SIGWINCH | SIGTSTP | SIGCONT);
-        let is_key = matches!(signal, SIGINT | SIGQUIT);
+        let is_key = by_kernel && matches!(signal, SIGINT | SIGQUIT);
         let mut waiting = lock(&self.waiting);
         match waiting.taker {
-            // The kernel sends the signals of keys to both programs.
-            Taker::Program if is_key => return,
+            // Of a key for another program, which may have ended by now: the screen's own keys send no signal.
+            Taker::Program | Taker::Screen if is_key => return,
             taker if taker == Taker::Screen || taker == Taker::Program && is_end => {
                 waiting.signals.insert(signal);
                 waiting.taker = if is_end { Taker::End } else { taker };
@@ -183,7 +183,7 @@ impl Inputs {
         spawn("keyboard", move || reads.read(input))?;
         let mut was_stopped = false;
         let which = [SIGWINCH, SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGCONT, SIGTSTP];
-        on_signals(&which, move |signal| asked.signal(signal, &mut was_stopped))?;
+        on_signals(&which, move |signal, by_kernel| asked.signal(signal, by_kernel, &mut was_stopped))?;
         Ok(inputs)
     }
 
@@ -323,7 +323,7 @@ impl Lender {
     fn hand(&self, from: Taker, to: Taker) {
         self.0.change(|waiting| {
             waiting.taker = if waiting.taker == from { to } else { waiting.taker };
-            waiting.is_resting = false;
+            (waiting.is_resting, waiting.dropped) = (false, None);
         });
     }
 }
@@ -433,7 +433,7 @@ mod tests {
         let mut inputs = Inputs::new();
         inputs.taken_by(Taker::Screen);
         for signal in [SIGWINCH, SIGTSTP, SIGCONT, SIGWINCH, SIGTERM] {
-            inputs.shared.signal(signal, &mut false);
+            inputs.shared.signal(signal, true, &mut false);
         }
         let signals = inputs.next(LONG).1;
         assert_eq!(signals, BTreeSet::from([SIGTERM, SIGCONT, SIGTSTP, SIGWINCH]));
@@ -443,12 +443,37 @@ mod tests {
 
     /// README#long-messages.
     #[test]
+    fn late_signal_of_a_key_for_the_editor_does_not_end_the_client() {
+        let mut inputs = Inputs::new();
+        inputs.taken_by(Taker::Screen);
+        for (by_kernel, is_kept) in [(true, false), (false, true)] {
+            inputs.shared.signal(SIGINT, by_kernel, &mut false);
+            assert_eq!(inputs.next(Duration::ZERO).1.contains(&SIGINT), is_kept);
+        }
+    }
+
+    /// README#long-messages.
+    #[test]
+    fn keys_typed_just_after_the_editor_has_ended_are_kept() {
+        let mut inputs = Inputs::new();
+        inputs.taken_by(Taker::Screen);
+        let lender = inputs.lender();
+        lender.hand(Taker::Screen, Taker::Program);
+        // The answer that wakes the reader.
+        read(&inputs, &[(b"\x1b[1;1R", 0)]);
+        lender.take_back();
+        read(&inputs, &[(b"a\r", 0)]);
+        assert_eq!(keys(&mut inputs), [Key::Char('a'), Key::Enter]);
+    }
+
+    /// README#long-messages.
+    #[test]
     fn keys_are_not_lent_while_the_client_ends() {
         let mut inputs = Inputs::new();
         inputs.taken_by(Taker::Screen);
         let ends = || {
-            inputs.shared.signal(SIGINT, &mut false);
-            inputs.shared.signal(SIGTERM, &mut false);
+            inputs.shared.signal(SIGINT, true, &mut false);
+            inputs.shared.signal(SIGTERM, false, &mut false);
             Ok(())
         };
         assert!(inputs.lender().lend(ends).is_err());

@@ -1,17 +1,20 @@
 //! Signals that end, stop or continue the process.
 
 use crate::sync::spawn;
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use signal_hook::low_level;
+use signal_hook::low_level::siginfo::Cause;
 use std::io;
 
-/// Calls `act` on a thread of its own for each of these signals that the process was not started to ignore.
+/// Calls `act` on a thread of its own for each of these signals that the process was not started to ignore, and says
+/// whether the kernel sent it, as it does for a key.
 ///
 /// # Errors
 /// If no signal handler or thread is available.
-pub fn on_signals(signals: &[i32], act: impl FnMut(i32) + Send + 'static) -> io::Result<()> {
-    let mut signals = Signals::new(unignored(signals))?;
-    spawn("signals", move || signals.forever().for_each(act))
+pub fn on_signals(signals: &[i32], mut act: impl FnMut(i32, bool) + Send + 'static) -> io::Result<()> {
+    let mut signals = SignalsInfo::<WithOrigin>::new(unignored(signals))?;
+    spawn("signals", move || signals.forever().for_each(|by| act(by.signal, by.cause == Cause::Kernel)))
 }
 
 /// Acts on the signal as the system does by default: most end the process.
