@@ -1,6 +1,8 @@
-//! The documents and the code agree: house rules, test vectors, and a client written from the specification alone.
+//! The documents and the code agree: house rules, test vectors, symbolic models, and a client written from the
+//! specification alone.
 
 mod interop;
+mod models;
 #[path = "../support/mod.rs"]
 mod support;
 mod tidy;

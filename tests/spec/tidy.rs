@@ -313,7 +313,7 @@ fn readme() -> String {
 }
 
 /// Every text between `begin` and `end`.
-fn between<'a>(text: &'a str, begin: &'a str, end: char) -> impl Iterator<Item = &'a str> {
+pub fn between<'a>(text: &'a str, begin: &'a str, end: char) -> impl Iterator<Item = &'a str> {
     text.split(begin).skip(1).filter_map(move |rest| rest.split(end).next())
 }
 
@@ -326,7 +326,7 @@ fn anchors(page: &str) -> BTreeSet<String> {
 }
 
 /// All clauses, as they are cited: `PROTOCOL#name`.
-fn clauses() -> BTreeSet<String> {
+pub fn clauses() -> BTreeSet<String> {
     let of = |name| anchors(&document(name)).into_iter().map(move |anchor| format!("{name}#{anchor}"));
     let names: BTreeSet<_> = DOCUMENTS.iter().flat_map(|(name, _)| of(*name)).collect();
     assert!(names.len() > 100, "the specification was found");
@@ -343,6 +343,13 @@ fn headings(page: &str) -> impl Iterator<Item = String> {
             .collect::<String>()
             .replace(' ', "-")
     })
+}
+
+/// All headings, as they are cited: `PROTOCOL#name`.
+pub fn headings_of_documents() -> Vec<String> {
+    let of =
+        |name| headings(&document(name)).map(move |heading| format!("{name}#{heading}")).collect::<Vec<_>>();
+    DOCUMENTS.iter().flat_map(|(name, _)| of(*name)).collect()
 }
 
 /// The clauses that a text cites, as `PROTOCOL#name`.
@@ -364,16 +371,13 @@ fn code_cites_every_clause_and_nothing_else() {
         (clauses(), sources().iter().flat_map(|(_, text)| cited(text)).collect());
     let missing: Vec<_> = clauses.difference(&cites).collect();
     assert!(missing.is_empty(), "no comment in src cites {missing:?}");
-    let headings =
-        |name| headings(&document(name)).map(move |heading| format!("{name}#{heading}")).collect::<Vec<_>>();
-    let known: BTreeSet<_> =
-        clauses.into_iter().chain(DOCUMENTS.iter().flat_map(|(name, _)| headings(*name))).collect();
+    let known: BTreeSet<_> = clauses.into_iter().chain(headings_of_documents()).collect();
     let dangling: Vec<_> = cites.difference(&known).collect();
     assert!(dangling.is_empty(), "no document has the anchor {dangling:?}");
 }
 
 /// The text of all files with this ending in a folder and its subfolders.
-fn texts(folder: &str, ending: &str) -> Vec<(String, String)> {
+pub fn texts(folder: &str, ending: &str) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut folders, mut found) = (vec![root.join(folder)], Vec::new());
     while let Some(folder) = folders.pop() {

@@ -79,8 +79,11 @@ pub fn other(program: &str) -> Command {
 
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
+    let cargo = std::env::var_os("CARGO_HOME").map(PathBuf::from).or(home).unwrap_or_default();
     // Some programs are in folders that only root has in PATH.
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let others = ["/usr/sbin".into(), "/sbin".into(), cargo.join("bin")];
+    let folders = std::env::split_paths(&path).chain(others);
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
