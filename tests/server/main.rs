@@ -5,6 +5,7 @@ mod mail;
 mod operation;
 mod overload;
 mod resume;
+mod scanners;
 mod storage;
 #[path = "../support/mod.rs"]
 mod support;
