@@ -2,6 +2,7 @@
 //! specification alone.
 
 mod interop;
+mod matrix;
 mod models;
 #[path = "../support/mod.rs"]
 mod support;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-fn sources() -> Vec<(String, String)> {
+pub fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let (mut folders, mut found) = (vec![root.clone()], Vec::new());
     while let Some(folder) = folders.pop() {
@@ -301,9 +301,10 @@ fn library_with_a_surface_is_named_in_one_place() {
 }
 
 /// The documents: the name in citations, and the path.
-const DOCUMENTS: [(&str, &str); 2] = [("README", "README.md"), ("PROTOCOL", "src/protocol/PROTOCOL.md")];
+const DOCUMENTS: [(&str, &str); 3] =
+    [("README", "README.md"), ("SECURITY", "src/SECURITY.md"), ("PROTOCOL", "src/protocol/PROTOCOL.md")];
 
-fn document(name: &str) -> String {
+pub fn document(name: &str) -> String {
     let (_, path) = DOCUMENTS.iter().find(|(document, _)| *document == name).expect("a document");
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
 }
@@ -318,7 +319,7 @@ pub fn between<'a>(text: &'a str, begin: &'a str, end: char) -> impl Iterator<It
 }
 
 /// The anchors of a page: its clauses and messages.
-fn anchors(page: &str) -> BTreeSet<String> {
+pub fn anchors(page: &str) -> BTreeSet<String> {
     let all: Vec<_> = between(page, "<a id=\"", '"').map(String::from).collect();
     let names: BTreeSet<_> = all.iter().cloned().collect();
     assert_eq!(names.len(), all.len(), "an anchor occurs twice");
@@ -353,7 +354,7 @@ pub fn headings_of_documents() -> Vec<String> {
 }
 
 /// The clauses that a text cites, as `PROTOCOL#name`.
-fn cited(text: &str) -> impl Iterator<Item = String> {
+pub fn cited(text: &str) -> impl Iterator<Item = String> {
     let of = |name| {
         text.split(name).skip(1).filter_map(move |rest| {
             let rest = rest.strip_prefix('#')?;
@@ -395,7 +396,7 @@ pub fn texts(folder: &str, ending: &str) -> Vec<(String, String)> {
 
 /// The clauses cited in comments directly above a line that begins with `test`. A citation in a file's head does not
 /// count: each test names the clauses that it tries.
-fn cited_above(text: &str, comment: &str, test: &str) -> Vec<String> {
+pub fn cited_above(text: &str, comment: &str, test: &str) -> Vec<String> {
     let (mut above, mut found) = (Vec::new(), Vec::new());
     for line in text.lines().map(str::trim_start) {
         match line.strip_prefix(comment) {
@@ -445,21 +446,20 @@ fn every_link_of_the_documents_has_a_target() {
 
 #[test]
 fn each_claim_about_an_adversary_links_to_its_test() {
-    let readme = readme();
-    let table =
-        readme.split("| adversary | cannot | can |").nth(1).and_then(|rest| rest.split("\n\n").next());
-    let rows: Vec<_> = table.expect("the table").lines().skip(2).collect();
-    assert!(rows.len() >= 8, "{rows:#?}");
-    for row in rows {
-        let claims = row.split('|').nth(2).expect("three cells").split("; ");
-        for claim in claims {
-            assert!(claim.contains(".rs#"), "no test for: {claim}");
-        }
+    let security = document("SECURITY");
+    let lists: Vec<_> = security
+        .split("\nCannot:\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("\n\n").find(|part| part.trim_start().starts_with("- ")))
+        .collect();
+    assert_eq!(lists.len(), 8, "{lists:#?}");
+    for claim in lists.iter().flat_map(|list| list.trim_start_matches("\n- ").split("\n- ")) {
+        assert!(claim.contains(".rs#"), "no test for: {claim}");
     }
 }
 
 #[test]
-fn readme_lists_every_dependency_as_it_is() {
+fn security_document_explains_every_dependency() {
     let arguments = ["tree", "--locked", "--offline", "-e", "no-dev", "--prefix", "none", "--format"];
     let tree = |extra: &[&str]| {
         let mut cargo = Command::new(env!("CARGO"));
@@ -469,16 +469,19 @@ fn readme_lists_every_dependency_as_it_is() {
     let direct = tree(&["{p} | {l}", "--depth", "1"]);
     let direct: Vec<_> = direct.lines().filter(|line| !line.starts_with("secure_messenger ")).collect();
     assert!(direct.len() >= 14, "{direct:?}");
-    let readme = readme();
+    let security = document("SECURITY");
+    let (_, rows) = security.split_once("\n| crate | why |").expect("the table");
+    let rows = rows.split("\n\n").next().expect("rows").lines().skip(2).collect::<Vec<_>>();
+    assert_eq!(rows.len(), direct.len(), "{direct:?}");
     for line in direct {
         let (package, licence) = line.split_once(" | ").expect("two columns");
-        let (name, version) = package.split_once(" v").expect("a name and a version");
-        let row = readme.lines().find(|row| row.starts_with(&format!("| `{name}` | {version} |")));
-        let row = row.unwrap_or_else(|| panic!("README's dependency table lacks {name} {version}"));
+        let (name, _) = package.split_once(" v").expect("a name and a version");
+        let row = rows.iter().find(|row| row.starts_with(&format!("| `{name}` |")));
+        let row = row.unwrap_or_else(|| panic!("the dependency table lacks {name}"));
         assert!(row.contains(&format!("| {licence} |")), "{name} is under {licence}");
     }
     let all: BTreeSet<_> = tree(&["{p}"]).lines().map(|line| line.replace(" (*)", "")).collect();
-    assert!(readme.contains(&format!("lists {} crates", all.len())), "there are {} crates", all.len());
+    assert!(security.contains(&format!("lists {} crates", all.len())), "there are {} crates", all.len());
 }
 
 #[test]

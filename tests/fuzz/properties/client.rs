@@ -143,6 +143,7 @@ fn some_input() -> Vec<Vec<u8>> {
 }
 
 /// Any file name becomes one plain name; a user name is one already.
+/// PROTOCOL#name-form, PROTOCOL#reserved-names, PROTOCOL#plain-name.
 fn names(data: &[u8]) {
     let name = String::from_utf8_lossy(data);
     let safe = safe_name(&name);
@@ -185,6 +186,7 @@ fn columns(text: &str) -> usize {
 }
 
 /// A shown text is harmless and never wider than requested; breaking it into rows loses only spaces.
+/// PROTOCOL#harmless.
 fn text(data: &[u8]) {
     let mut choices = Choices(data);
     let limit = choices.below(64);

@@ -57,6 +57,8 @@ fn decoded(line: &[u8]) -> Option<EncryptedMessage> {
 }
 
 /// An envelope with altered fields or an altered line either means the same or is refused.
+/// PROTOCOL#header, PROTOCOL#signature, PROTOCOL#commitment, PROTOCOL#padding, PROTOCOL#wrapped-key,
+/// PROTOCOL#ciphertext, PROTOCOL#check-fields, PROTOCOL#check-signature, PROTOCOL#check-open.
 fn envelopes(data: &[u8]) {
     let mut choices = Choices(data);
     let line = &SEALED[choices.below(2)];
@@ -158,6 +160,7 @@ fn plan() -> Plan {
 }
 
 /// Payloads that were altered, moved, repeated, omitted, or made by another sender do not open.
+/// PROTOCOL#chunk, PROTOCOL#chunk-keys, PROTOCOL#chunk-ciphertext, PROTOCOL#chunk-mac, PROTOCOL#chunk-order.
 fn chunks(data: &[u8]) {
     let mut choices = Choices(data);
     let (mut plan, mut payloads, mut first) = (plan(), GROUP.clone(), 1);
@@ -206,6 +209,7 @@ fn chunks(data: &[u8]) {
 }
 
 /// A public key has one encoding, and is usable with any modulus.
+/// PROTOCOL#der.
 fn keys(spki: &[u8]) {
     if let Ok(key) = IdentityPublicKey::parse(spki) {
         assert_eq!(key.spki(), spki);
@@ -239,6 +243,7 @@ struct Rounds {
 /// Only valid key files are accepted, and parameters out of bounds are refused before any key derivation. Parameters
 /// within bounds are not tried, because each takes a second. A list of logins is within its limits, and can be read
 /// again after it was written.
+/// PROTOCOL#key-file-form, PROTOCOL#logins, PROTOCOL#rounds.
 fn key_file(text: &[u8]) {
     if let Ok(mut logins) = key_file::logins(text) {
         assert!(logins.len() <= MAX_LOGINS);

@@ -328,6 +328,7 @@ fn alter(bytes: &[u8], mut choices: Choices) -> Vec<u8> {
 }
 
 /// From an altered history, the client reads the first entries, or none, and leaves the file unchanged.
+/// PROTOCOL#history-chain, PROTOCOL#history-record, PROTOCOL#history-damage.
 fn history(data: &[u8]) {
     let ((name, bytes), entries) = (&*FILE, kept());
     let bytes = alter(bytes, Choices(data));
@@ -387,6 +388,7 @@ static MAILBOX_FILE: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
 
 /// From an altered mailbox file, the client reads the first records, or sets all of it aside; nothing is lost, and the
 /// next record is found again.
+/// PROTOCOL#mailbox-file-form, PROTOCOL#mailbox-file-record, PROTOCOL#mailbox-file-damage.
 fn mailbox(data: &[u8]) {
     let (name, bytes) = &*MAILBOX_FILE;
     let bytes = alter(bytes, Choices(data));
@@ -403,6 +405,7 @@ fn mailbox(data: &[u8]) {
 }
 
 /// A certificate file is either a certificate with a known end, or an error that names the path.
+/// PROTOCOL#server-key.
 fn certificates(bytes: &[u8]) {
     // The certificate in the form in which the client gets it from TLS.
     if let Some(facts) = certificate::facts(bytes) {

@@ -24,6 +24,7 @@ enum Owned {
 
 /// A stream gives the same frames and the same result wherever it is cut; the frames together are the stream; the
 /// buffer never exceeds the limit.
+/// PROTOCOL#line, PROTOCOL#line-length, PROTOCOL#packet.
 fn frames(data: &[u8]) {
     let mut choices = Choices(data);
     let limits = [choices.byte(), choices.byte(), choices.byte()].map(usize::from);
@@ -108,6 +109,7 @@ fn read(
 
 /// A decoded message of either side is encoded as one line with the same meaning. The line grows only by members that
 /// were absent.
+/// PROTOCOL#json, PROTOCOL#not-a-message, PROTOCOL#base64, PROTOCOL#commas.
 fn messages(line: &[u8]) {
     if let Ok(message) = ClientMessage::decode(line) {
         let again = stable(line, message.encode());
@@ -148,6 +150,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// A packet's body is its address and its payload, and no other body has an address.
+/// PROTOCOL#packet, PROTOCOL#bad-packet.
 fn packets(body: &[u8]) {
     if let Ok(Packet { peer, transfer, payload }) = Packet::decode(body) {
         assert_eq!([&Packet::address(&peer, &transfer), payload].concat(), body);
