@@ -8,3 +8,4 @@ mod models;
 mod support;
 mod tidy;
 mod vectors;
+mod wycheproof;
