@@ -62,9 +62,26 @@ fn handmade(
 ) -> (Envelope, Key, [u8; 32]) {
     let key = Key::random();
     let commitment = lie.unwrap_or_else(|| hmac(&key, label::KEY_COMMITMENT.as_bytes()));
+    let encoded = encoded(header, &commitment);
+    let nonce = random();
+    let mut ciphertext = padded.to_vec();
+    let tag = eax_seal(&key, &nonce, 0, &encoded, &mut ciphertext);
+    let mut body = Body {
+        commitment: Fixed(commitment),
+        nonce: Fixed(nonce),
+        ciphertext: Bytes(ciphertext),
+        tag: Fixed(tag),
+        signature: Fixed([0; 256]),
+    };
+    body.signature = Fixed(from.identity.sign(&signed(&encoded, &body)));
+    (Envelope { header: header.clone(), body }, key, sha256(&encoded))
+}
+
+/// PROTOCOL.md, "header".
+fn encoded(header: &Header, commitment: &[u8; 32]) -> Vec<u8> {
     let to = header.recipient.as_ref().map_or("", Username::as_str);
     let to_key: &[u8] = header.recipient_key.as_ref().map_or(&[], |key| &key.0);
-    let encoded = Fields::new(label::ENVELOPE_HEADER)
+    Fields::new(label::ENVELOPE_HEADER)
         .bytes(header.kind.as_str().as_bytes())
         .bytes(header.scope.as_str().as_bytes())
         .bytes(to.as_bytes())
@@ -75,21 +92,14 @@ fn handmade(
         .number(header.sequence)
         .number(header.time)
         .bytes(header.again.as_ref().map_or(&[][..], |id| &id.0))
-        .bytes(&commitment)
-        .finish();
-    let nonce = random();
-    let mut ciphertext = padded.to_vec();
-    let tag = eax_seal(&key, &nonce, 0, &encoded, &mut ciphertext);
-    let body = sha256(&[&ciphertext[..], &tag].concat());
-    let signed = Fields::new(label::ENVELOPE_SIGNATURE).bytes(&encoded).bytes(&nonce).bytes(&body).finish();
-    let body = Body {
-        commitment: Fixed(commitment),
-        nonce: Fixed(nonce),
-        ciphertext: Bytes(ciphertext),
-        tag: Fixed(tag),
-        signature: Fixed(from.identity.sign(&signed)),
-    };
-    (Envelope { header: header.clone(), body }, key, sha256(&encoded))
+        .bytes(commitment)
+        .finish()
+}
+
+/// PROTOCOL.md, "signature".
+fn signed(header: &[u8], body: &Body) -> Vec<u8> {
+    let hash = sha256(&[&body.ciphertext.0[..], &body.tag.0].concat());
+    Fields::new(label::ENVELOPE_SIGNATURE).bytes(header).bytes(&body.nonce.0).bytes(&hash).finish()
 }
 
 /// The message key of a handmade envelope, wrapped for a session key: key id, then ciphertext.
@@ -493,6 +503,29 @@ fn message_forged_in_another_s_name_is_not_shown() {
     assert!(refused.starts_with(REFUSED) && refused.contains("for another user"), "{refused}");
     let (_, lines) = bob.finish();
     assert!(!lines.iter().any(|line| line.contains("forged") || line.contains("love")), "{lines:#?}");
+}
+
+/// Otherwise the recipient could answer with a quotation, and tell mallory a text of alice's. PROTOCOL#wrapped-key.
+#[test]
+fn ciphertext_of_another_user_under_own_name_is_refused() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let (_stage, mut bob, line, session) = Stage::set(&[&alice, &mallory]);
+    let to_bob = private_to("bob", &session);
+    let stolen = Sealed::seal(header(&alice, to_bob.clone(), 1), &alice.identity, b"I love you");
+    let wrapped = stolen.wrap_for(&session);
+    let body = &stolen.envelope.body;
+    // Mallory signs alice's ciphertext and commitment with a header of her own.
+    let header = header(&mallory, to_bob, 1);
+    let encoded = encoded(&header, &body.commitment.0);
+    let signature = Fixed(mallory.identity.sign(&signed(&encoded, body)));
+    let envelope = Envelope { header, body: Body { signature, ..body.clone() } };
+    envelope.verify(mallory.identity.public()).expect("correctly signed");
+    line.say(&delivery(envelope, wrapped));
+    let refused = bob.output.next().expect("a line");
+    assert!(refused.starts_with(REFUSED) && refused.contains("cannot be decrypted"), "{refused}");
+    line.say(&delivery(stolen.envelope.clone(), wrapped));
+    assert_eq!(bob.output.next().expect("a line"), "<alice -> bob> I love you");
+    bob.leaves();
 }
 
 #[test]
