@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 /// An hour, in milliseconds.
 const HOUR: u64 = 3_600_000;
 
-/// An account, as the server stores it. README#server-files.
+/// An account, as the server stores it. OPERATING#server-files.
 #[derive(Serialize, Deserialize)]
 pub struct Account {
     /// The name, in the letter case of its registration.

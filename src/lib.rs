@@ -1,8 +1,8 @@
 //! A self-hosted, end-to-end encrypted messenger for the terminal: one server, one client.
 //!
-//! This page is the map. README.md says what the programs do, `protocol/PROTOCOL.md` specifies the
-//! protocol and the formats; the code cites their clauses and sections by their anchors, and every
-//! clause is cited by code and by a test that tries it (`tests/spec/tidy.rs`).
+//! This page is the map. `client/MANUAL.md` and `server/OPERATING.md` say what the programs do, `protocol/PROTOCOL.md`
+//! specifies the protocol and the formats, `SECURITY.md` says what they protect from. The code cites their clauses and
+//! sections by their anchors, and every clause is cited by code and by a test that tries it (`tests/spec/tidy.rs`).
 //!
 //! # Rooms
 //!

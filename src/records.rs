@@ -3,7 +3,7 @@
 //! Invariant: the program never erases what it cannot read. A record counts with or without its line end; a byte order
 //! mark, blanks, blank lines and CRLF are harmless. A torn write after the last record is set aside in another file;
 //! any other damage is an error with file, line and remedy. A failed append is undone as far as the disk allows, and
-//! the next append never continues a partial line. Specification: README#records.
+//! the next append never continues a partial line. Specification: OPERATING#records.
 
 use crate::clock;
 use crate::disk;
@@ -521,7 +521,7 @@ mod tests {
         records.map(|records| (records, lines))
     }
 
-    /// README#records.
+    /// OPERATING#records.
     #[test]
     fn every_record_counts_and_its_line_end_is_added() {
         let folder = Folder::new();
@@ -543,7 +543,7 @@ mod tests {
         assert_eq!(asides(&path).len(), 3);
     }
 
-    /// README#records.
+    /// OPERATING#records.
     #[test]
     fn damage_is_an_error_and_leaves_the_file_alone() {
         let folder = Folder::new();
@@ -570,7 +570,7 @@ mod tests {
         assert!(asides(&path).is_empty());
     }
 
-    /// README#records.
+    /// OPERATING#records.
     #[test]
     fn replaced_file_is_an_error_for_its_only_writer() {
         let folder = Folder::new();
@@ -613,7 +613,7 @@ mod tests {
         std::fs::remove_dir_all(folder).expect("clean up");
     }
 
-    /// README#records.
+    /// OPERATING#records.
     #[test]
     fn file_changed_in_place_gets_no_line_from_its_only_writer() {
         let (path, folder) = place();

@@ -1,4 +1,4 @@
-//! A long message, written in the user's own editor. Specification: README#long-messages.
+//! A long message, written in the user's own editor. Specification: MANUAL#long-messages.
 //!
 //! Invariant: while the editor runs, the text is in a private folder of its own. After that, the folder is removed with
 //! everything in it, unless it has a text that the client cannot take: that stays, and the user is told where.
@@ -99,7 +99,7 @@ mod tests {
         (result, stays)
     }
 
-    /// README#long-messages.
+    /// MANUAL#long-messages.
     #[test]
     fn text_of_the_editor_is_taken_as_editors_write_it() {
         for (script, text) in [
@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    /// README#long-messages.
+    /// MANUAL#long-messages.
     #[test]
     fn text_that_cannot_be_taken_stays_on_disk() {
         for (script, why) in [
@@ -133,7 +133,7 @@ mod tests {
         }
     }
 
-    /// README#long-messages.
+    /// MANUAL#long-messages.
     #[test]
     fn editor_that_leaves_nothing_to_send_says_why() {
         for (script, why) in [
@@ -149,7 +149,7 @@ mod tests {
         }
     }
 
-    /// README#long-messages.
+    /// MANUAL#long-messages.
     #[test]
     fn text_that_is_being_written_is_private() {
         let script = "stat -c %a \"$1\" \"${1%/*}\" > \"$1.modes\"; cat \"$1.modes\" > \"$1\"";

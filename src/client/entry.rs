@@ -30,7 +30,7 @@ pub enum SendState {
     UnderWay,
     /// The server has accepted it for its recipients, of a broadcast for at least one.
     Taken,
-    /// The server has accepted it for all recipients, and keeps it for these, who are absent. README#absent-users.
+    /// The server has accepted it for all recipients, and keeps it for these, who are absent. MANUAL#absent-users.
     Kept(String),
     /// Only some members of the room received it: how many, and why the others did not.
     Partly(String),

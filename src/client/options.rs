@@ -50,7 +50,7 @@ pub struct Options {
     pub host: String,
     /// The port; 1315 unless given.
     pub port: u16,
-    /// The data folder (README#client-files); `~/.secure_messenger_client` unless given.
+    /// The data folder (MANUAL#client-files); `~/.secure_messenger_client` unless given.
     pub data_dir: PathBuf,
     /// The only accepted key of the server; `None` for the remembered key or a question.
     pub fingerprint: Option<Fingerprint>,
@@ -64,13 +64,13 @@ pub struct Options {
     pub register: bool,
     /// The file whose first line is the password; `None` asks.
     pub password_file: Option<PathBuf>,
-    /// Keeps messages on disk (README#keeping-messages).
+    /// Keeps messages on disk (MANUAL#keeping-messages).
     pub keep_history: bool,
     /// False with `--no-mail`: no mailbox key is made.
     pub mail: bool,
     /// False with `--no-mouse`: the terminal handles the wheel.
     pub mouse: bool,
-    /// Plain mode (README#plain-mode).
+    /// Plain mode (MANUAL#plain-mode).
     pub plain: bool,
     /// Lines in plain mode begin with their times.
     pub times: bool,

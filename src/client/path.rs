@@ -1,7 +1,7 @@
 //! Paths as users type them, and as terminals insert a dropped file.
 //!
 //! Invariant: [`quick_completions`] offers only texts that can be typed, and [`typed_path`] turns each back into exactly
-//! its path, whatever bytes the names have. Specification: README#typed-path.
+//! its path, whatever bytes the names have. Specification: MANUAL#typed-path.
 
 use super::text::{is_harmful, sanitise};
 use crate::disk;
@@ -59,7 +59,7 @@ struct Read {
     problem: Option<String>,
 }
 
-/// README#typed-path.
+/// MANUAL#typed-path.
 fn read(typed: &str) -> Read {
     let mut rest = typed.trim_start_matches(BLANKS);
     if let Some(read) = url(rest.trim_end_matches(BLANKS)) {
@@ -254,7 +254,7 @@ mod tests {
         path
     }
 
-    /// README#typed-path.
+    /// MANUAL#typed-path.
     #[test]
     fn dropped_file_is_read_as_terminals_quote_it() {
         let home = disk::under_home("").expect("a home");
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(meant_path("~bob/a"), Ok(PathBuf::from("~bob/a")));
     }
 
-    /// README#typed-path.
+    /// MANUAL#typed-path.
     #[test]
     fn path_of_another_machine_or_half_quoted_is_refused() {
         for (typed, reason) in [
@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(meant_path(&format!("file://{}/tmp/a", own.trim())), Ok(PathBuf::from("/tmp/a")));
     }
 
-    /// README#typed-path.
+    /// MANUAL#typed-path.
     #[test]
     fn completed_path_names_exactly_the_file_it_came_from() {
         let folder = folder();

@@ -143,9 +143,12 @@ mod tests {
 
     #[test]
     fn documented_limits_are_the_ones_enforced() {
-        let documents = [include_str!("../../README.md"), include_str!("../protocol/PROTOCOL.md")]
-            .concat()
-            .replace('\n', " ");
+        let documents = [
+            include_str!("OPERATING.md"),
+            include_str!("../SECURITY.md"),
+            include_str!("../protocol/PROTOCOL.md"),
+        ];
+        let documents = documents.concat().replace('\n', " ");
         let kib = 1024;
         let thousands = |n: usize| format!("{},{:03}", n / 1000, n % 1000);
         let usual = Limits::for_machine(1 << 20, 65_530);

@@ -58,7 +58,7 @@ pub struct Options {
     pub host: String,
     /// Default 1315; 0 takes a free one.
     pub port: u16,
-    /// README#server-files; default `~/.secure_messenger`.
+    /// OPERATING#server-files; default `~/.secure_messenger`.
     pub data_dir: PathBuf,
     /// False with `--no-tls`.
     pub tls: bool,

@@ -21,7 +21,7 @@ fn leaves(server: &Server, client: Client) -> Arc<Folder> {
     home
 }
 
-/// PROTOCOL#keeping, PROTOCOL#mail-order, PROTOCOL#mail-records, README#absent-users.
+/// PROTOCOL#keeping, PROTOCOL#mail-order, PROTOCOL#mail-records, MANUAL#absent-users.
 #[test]
 fn room_and_private_messages_wait_for_one_who_left() {
     let server = Server::start();

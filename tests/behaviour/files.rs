@@ -442,7 +442,7 @@ fn path_may_have_spaces_quotes_a_tilde_or_be_relative() {
     }
 }
 
-/// README#typed-path.
+/// MANUAL#typed-path.
 #[test]
 fn dropped_file_and_any_name_is_sent() {
     let server = Server::start();

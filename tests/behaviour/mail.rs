@@ -17,7 +17,7 @@ fn texts(raw: &mut Raw, mail: &[Kept]) -> Vec<String> {
     mail.iter().map(text).collect()
 }
 
-/// README#absent-users, PROTOCOL#mail-sender, PROTOCOL#keeping.
+/// MANUAL#absent-users, PROTOCOL#mail-sender, PROTOCOL#keeping.
 #[test]
 fn private_messages_wait_in_order_for_an_absent_user() {
     let server = Server::start();
@@ -53,7 +53,7 @@ fn private_messages_wait_in_order_for_an_absent_user() {
     assert_eq!(numbers, [1, 2, 3]);
 }
 
-/// README#absent-users, PROTOCOL#room-copies, PROTOCOL#mail-sender.
+/// MANUAL#absent-users, PROTOCOL#room-copies, PROTOCOL#mail-sender.
 #[test]
 fn room_accounts_for_present_absent_and_unreachable_members() {
     let server = Server::start();
@@ -86,7 +86,7 @@ fn room_accounts_for_present_absent_and_unreachable_members() {
     assert_eq!(texts(&mut raw, &mail), expected);
 }
 
-/// README#absent-users, PROTOCOL#lost, PROTOCOL#message-id.
+/// MANUAL#absent-users, PROTOCOL#lost, PROTOCOL#message-id.
 #[test]
 fn lost_messages_are_kept_without_the_user() {
     let server = Server::start();
@@ -120,7 +120,7 @@ fn full_mailbox_is_reported_as_such() {
     alice.ask("/msg carol short", "* kept for carol until they log in (\"short\")");
 }
 
-/// README#absent-users.
+/// MANUAL#absent-users.
 #[test]
 fn users_all_names_known_absent_users_after_a_restart() {
     let server = Server::start();

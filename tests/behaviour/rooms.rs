@@ -16,7 +16,7 @@ fn all<const N: usize>(server: &Server, names: [&str; N]) -> [Client; N] {
     clients
 }
 
-/// README#rooms, PROTOCOL#members, PROTOCOL#open-room, PROTOCOL#room-copies.
+/// MANUAL#rooms, PROTOCOL#members, PROTOCOL#open-room, PROTOCOL#room-copies.
 #[test]
 fn room_of_three_reaches_its_members_and_nobody_else() {
     let server = Server::start();

@@ -153,7 +153,7 @@ impl Terminal {
     }
 }
 
-/// README#long-messages.
+/// MANUAL#long-messages.
 #[test]
 fn editor_has_the_terminal_and_its_text_becomes_the_line() {
     let (server, terminal) = (Server::start(), Terminal::new());
@@ -177,7 +177,7 @@ fn editor_has_the_terminal_and_its_text_becomes_the_line() {
     assert!(terminal.left_texts().is_empty());
 }
 
-/// README#long-messages.
+/// MANUAL#long-messages.
 #[test]
 fn keys_that_signal_reach_the_editor_alone() {
     let (server, terminal) = (Server::start(), Terminal::new());
@@ -197,7 +197,7 @@ fn keys_that_signal_reach_the_editor_alone() {
     terminal.expect_last("> after a stop");
 }
 
-/// README#long-messages.
+/// MANUAL#long-messages.
 #[test]
 fn terminal_is_restored_after_an_editor_that_broke_it() {
     let (server, terminal) = (Server::start(), Terminal::new());
@@ -210,7 +210,7 @@ fn terminal_is_restored_after_an_editor_that_broke_it() {
     assert_eq!(terminal.left_texts(), ["kept\n"]);
 }
 
-/// README#long-messages.
+/// MANUAL#long-messages.
 #[test]
 fn client_without_an_editor_or_a_text_says_so() {
     let (server, terminal) = (Server::start(), Terminal::new());
@@ -224,7 +224,7 @@ fn client_without_an_editor_or_a_text_says_so() {
     terminal.ask("/edit as it was", "> as it was");
 }
 
-/// README#long-messages.
+/// MANUAL#long-messages.
 #[test]
 fn signal_ends_a_client_whose_editor_runs() {
     let (server, terminal) = (Server::start(), Terminal::new());

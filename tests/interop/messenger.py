@@ -873,7 +873,7 @@ class Client:
             with open(key_file, "rb") as file:
                 self.logins = key_file_logins(file.read())
         self.newest = 0                                              # the highest `created` of our own certificates
-        self._known_users = known_users                              # a file in the format of README.md: Client files
+        self._known_users = known_users                              # a file in the format of MANUAL.md: Client files
         if known_users and os.path.exists(known_users):
             with open(known_users) as file:
                 for record in map(json.loads, file):

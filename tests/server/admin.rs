@@ -1,5 +1,5 @@
 //! The operator's tools: `--check`, the status line, `server user` (also when it is killed at any moment), the log
-//! under attack, and the README's systemd unit and fail2ban filter.
+//! under attack, and the manual's systemd unit and fail2ban filter.
 
 use crate::support::{
     self, DEADLINE, Folder, NEW, PASSWORD, Person, Raw, Server, block, check, exchange, has, make_fifo,
@@ -232,14 +232,14 @@ fn status_appears_on_request_in_output_and_log() {
     assert!((1_000..200_000).contains(&field(&line, "memory_kib")), "{line}");
     assert!(field(&line, "refused") >= 200 && field(&line, "uptime") < 600, "{line}");
     until("it is logged", || server.log().contains(&format!("event=status user=- addr=- {}", &line[8..])));
-    // The README lists exactly these fields.
-    let readme = repository("README.md");
-    let example = readme.lines().find_map(|line| line.trim().strip_prefix("status: ")).expect("an example");
+    // The manual lists exactly these fields.
+    let manual = repository("src/server/OPERATING.md");
+    let example = manual.lines().find_map(|line| line.trim().strip_prefix("status: ")).expect("an example");
     let names = |line: &str| -> Vec<String> {
         line.split(' ').map(|word| word.split('=').next().unwrap_or_default().into()).collect()
     };
     assert_eq!(names(example), names(&line[8..]));
-    assert!(names(example).iter().all(|name| readme.contains(&format!("`{name}`"))));
+    assert!(names(example).iter().all(|name| manual.contains(&format!("`{name}`"))));
     // Hundreds of refusals, one line.
     assert_eq!(server.log().matches("event=refused").count(), 1, "{}", server.log());
 }
@@ -586,10 +586,10 @@ fn wrong_clock_locks_nobody_longer_than_fifteen_minutes() {
     assert!(until <= clock::now_ms() + 15 * 60_000, "{text}");
 }
 
-// ---- the README's unit and filter
+// ---- the manual's unit and filter
 
 #[test]
-fn readme_filter_finds_only_guessers() {
+fn filter_finds_only_guessers() {
     let server = Server::start();
     let (_raw, _) = newcomer(&server, "alice");
     let guessed = Person::new("nobody");
@@ -628,13 +628,13 @@ fn readme_filter_finds_only_guessers() {
 }
 
 #[test]
-fn readme_unit_is_valid_and_leaves_little_exposed() {
+fn unit_is_valid_and_leaves_little_exposed() {
     let unit = block("[Unit]");
     assert!(unit.contains("SocketBindAllow=tcp:1315") && unit.contains("TasksMax=infinity"));
     let folder = Folder::new();
     let path = folder.path("secure-messenger.service");
     let program = env!("CARGO_BIN_EXE_server");
-    fs::write(&path, unit.replace("/usr/local/bin/server", program)).expect("written");
+    fs::write(&path, unit.replace("/usr/local/bin/secure-messenger-server", program)).expect("written");
     if has("systemd-analyze") {
         let verified = run(other("systemd-analyze").arg("verify").arg(&path));
         assert_eq!(verified, (0, String::new(), String::new()));

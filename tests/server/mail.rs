@@ -190,7 +190,7 @@ fn full_disk_refuses_messages_until_there_is_room() {
     assert_eq!(numbers(&mut server.returns(&carol)), [1, 3]);
 }
 
-/// README#server-mail.
+/// OPERATING#server-mail.
 #[test]
 fn removed_account_loses_the_mail_to_and_from_it() {
     let server = Server::start();
@@ -219,7 +219,7 @@ fn removed_account_loses_the_mail_to_and_from_it() {
     assert_eq!(bob.outcome(&other.mail_for("dave", key, 2, "text")), "offline");
 }
 
-/// README#server-mail.
+/// OPERATING#server-mail.
 #[test]
 fn check_and_status_report_what_waits_and_what_is_damaged() {
     let mut server = Server::start();

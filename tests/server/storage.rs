@@ -61,7 +61,7 @@ fn two_accounts() -> (Arc<Folder>, PathBuf, String) {
     (home, path, text)
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn accounts_count_however_an_editor_has_saved_them() {
     let (mut home, path, text) = two_accounts();
@@ -82,7 +82,7 @@ fn accounts_count_however_an_editor_has_saved_them() {
     assert!(asides(&path).is_empty());
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn accounts_that_cannot_be_read_stop_the_start() {
     let (home, path, text) = two_accounts();
@@ -110,7 +110,7 @@ fn accounts_that_cannot_be_read_stop_the_start() {
     }
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn accounts_overwritten_in_place_get_no_more_records() {
     let (home, path, text) = two_accounts();
@@ -134,7 +134,7 @@ fn accounts_overwritten_in_place_get_no_more_records() {
     assert!(fs::read_to_string(&path).expect("there").starts_with(&whole));
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn locks_count_despite_unreadable_lines() {
     let mut home = used_folder();
@@ -185,7 +185,7 @@ fn used_folder() -> Arc<Folder> {
     Server::start().kill()
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn torn_end_of_accounts_is_set_aside_each_time() {
     let (mut home, path, text) = two_accounts();
@@ -211,7 +211,7 @@ fn torn_end_of_accounts_is_set_aside_each_time() {
     assert_eq!(fs::read_to_string(&path).expect("there"), text);
 }
 
-/// README#key-keeps-name.
+/// OPERATING#key-keeps-name.
 #[test]
 fn name_stays_with_its_key_when_its_record_is_lost() {
     let (mut home, path, text) = two_accounts();
@@ -287,7 +287,7 @@ fn folder(home: &Folder, name: &str) -> PathBuf {
     home.path(DATA).join(name)
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn client_records_count_however_they_were_saved() {
     let server = Server::start();
@@ -332,7 +332,7 @@ fn client_records_count_however_they_were_saved() {
     }
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn torn_end_of_client_records_is_set_aside_and_reported() {
     let server = Server::start();
@@ -351,7 +351,7 @@ fn torn_end_of_client_records_is_set_aside_and_reported() {
     }
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn pinned_server_stays_known_and_a_torn_pin_is_not_replaced() {
     let server = Server::start();
@@ -382,7 +382,7 @@ fn pinned_server_stays_known_and_a_torn_pin_is_not_replaced() {
     server.client_in(&home, "alice", &[]).leaves();
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn user_whose_record_is_zeros_needs_a_decision() {
     let server = Server::start();
@@ -503,7 +503,7 @@ fn private_file_readable_by_others_is_fixed_and_reported() {
     server.client_in(&home, "alice", &[]).ends(1, "other users can read this private file");
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn linked_file_stops_the_start_and_the_link_stays() {
     let (home, users, _) = two_accounts();
@@ -537,7 +537,7 @@ fn linked_file_stops_the_start_and_the_link_stays() {
     drop(Server::within(home, &[]));
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn failed_append_on_a_full_disk_is_taken_back() {
     let (home, path, text) = two_accounts();
@@ -821,7 +821,7 @@ fn hangup_reloads_the_certificate_and_ends_nothing() {
 }
 
 #[test]
-fn rotation_of_the_readme_loses_no_event() {
+fn rotation_of_the_log_loses_no_event() {
     let rotation = block("/var/lib/secure-messenger/logs/security.log {");
     assert!(rotation.contains("systemctl reload secure-messenger"), "{rotation}");
     if !has("logrotate") {

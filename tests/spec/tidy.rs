@@ -301,16 +301,18 @@ fn library_with_a_surface_is_named_in_one_place() {
 }
 
 /// The documents: the name in citations, and the path.
-const DOCUMENTS: [(&str, &str); 3] =
-    [("README", "README.md"), ("SECURITY", "src/SECURITY.md"), ("PROTOCOL", "src/protocol/PROTOCOL.md")];
+const DOCUMENTS: [(&str, &str); 6] = [
+    ("README", "README.md"),
+    ("MANUAL", "src/client/MANUAL.md"),
+    ("OPERATING", "src/server/OPERATING.md"),
+    ("SECURITY", "src/SECURITY.md"),
+    ("PROTOCOL", "src/protocol/PROTOCOL.md"),
+    ("PERFORMANCE", "tests/bench/PERFORMANCE.md"),
+];
 
 pub fn document(name: &str) -> String {
     let (_, path) = DOCUMENTS.iter().find(|(document, _)| *document == name).expect("a document");
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
-}
-
-fn readme() -> String {
-    document("README")
 }
 
 /// Every text between `begin` and `end`.
@@ -485,15 +487,30 @@ fn security_document_explains_every_dependency() {
 }
 
 #[test]
-fn readme_has_all_commands_and_options() {
-    let readme = readme();
+fn manuals_have_all_commands_and_options() {
+    let (readme, manual) = (document("README"), document("MANUAL"));
     for usage in secure_messenger::client::command::COMMANDS {
-        assert!(readme.contains(&format!("`{}`", usage.usage)), "README lacks {}", usage.usage);
+        let row = format!("| `{}` | {} |\n", usage.usage, usage.explanation);
+        assert!(readme.contains(&row), "README lacks {row}");
+        assert!(manual.contains(&format!("`{}`", usage.usage)), "the manual lacks {}", usage.usage);
     }
-    let helps = [secure_messenger::client::options::HELP, secure_messenger::server::options::HELP];
-    for flag in helps.iter().flat_map(|help| help.split_whitespace()).filter(|word| word.starts_with("--")) {
-        let flag = flag.trim_end_matches(|c: char| !c.is_alphanumeric());
-        assert!(readme.contains(flag), "README lacks {flag}");
+    let of_client = (secure_messenger::client::options::HELP, manual);
+    let of_server = (secure_messenger::server::options::HELP, document("OPERATING"));
+    for (help, manual) in [of_client, of_server] {
+        for flag in help.split_whitespace().filter(|word| word.starts_with("--")) {
+            let flag = flag.trim_end_matches(|c: char| !c.is_alphanumeric());
+            assert!(manual.contains(flag), "its manual lacks {flag}");
+        }
+    }
+}
+
+#[test]
+fn readme_is_short_and_lines_of_documents_too() {
+    assert!(document("README").len() <= 12 * 1024);
+    for (name, _) in DOCUMENTS.iter().filter(|(name, _)| *name != "PROTOCOL") {
+        for line in document(name).lines().filter(|line| !line.starts_with(['|', ' '])) {
+            assert!(line.chars().count() <= 120, "{name}: {line}");
+        }
     }
 }
 

@@ -118,11 +118,11 @@ pub fn repository(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
 }
 
-/// The code block of README that begins with `head`.
+/// The code block of the operator's manual that begins with `head`.
 pub fn block(head: &str) -> String {
-    let readme = repository("README.md");
+    let manual = repository("src/server/OPERATING.md");
     let begins = |block: &&str| block.starts_with(head);
-    let block = readme.split("\n```\n").chain(readme.split("\n```ini\n")).find(begins);
+    let block = manual.split("\n```\n").chain(manual.split("\n```ini\n")).find(begins);
     let block = block.unwrap_or_else(|| panic!("no block {head}"));
     block.split("\n```").next().unwrap_or_default().to_string() + "\n"
 }

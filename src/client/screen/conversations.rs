@@ -3,7 +3,7 @@
 //! Invariant: what a sender signed decides the view (see [`Place`]). The first view is that of everyone, and stays.
 //! Entries, bytes and views are bounded, and a flood in one view removes nothing from another until all are large. A
 //! half-typed line belongs to its view: changing the view never sends it to another audience. Pure: time and day come
-//! from the caller. Specification: README#the-screen.
+//! from the caller. Specification: MANUAL#the-screen.
 
 use crate::client::audience::Partners;
 use crate::client::entry::{Entry, Place, SendState, Source, away};

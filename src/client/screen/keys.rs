@@ -1,7 +1,7 @@
 //! The keys of the full screen: lines, those that wait for the session, and the dialog for a new password.
 //!
 //! Invariant: a line goes where the screen said when it was typed; a password is never sent as a line, and never shown
-//! (README#the-screen).
+//! (MANUAL#the-screen).
 
 use super::Screen;
 use super::password_dialog::{CHANGE, PasswordDialog, Step};

@@ -1,7 +1,7 @@
 //! Passwords that are typed unseen, one after another: for a login, a new account and a change.
 //!
 //! Invariant: nothing of a password is shown, its text is wiped, and every question can be backed out of
-//! (README#the-screen).
+//! (MANUAL#the-screen).
 
 use crate::client::error::StartError;
 use crate::client::terminal::input::Key;

@@ -1,7 +1,7 @@
 //! Questions on the normal screen, one line each.
 //!
 //! Invariant: every question can be backed out of; when the last one is answered, the terminal is as it was
-//! (README#the-screen).
+//! (MANUAL#the-screen).
 
 use super::password_dialog::{PasswordDialog, Questions, Step};
 use crate::client::terminal::editor::{Editor, Outcome};

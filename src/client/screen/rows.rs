@@ -2,7 +2,7 @@
 //!
 //! Invariant: no row is wider than the screen or contains a control character; only the first row of an entry touches
 //! the left edge (from three columns up), even if its text has several lines, so no row can pass for an entry of
-//! another user (README#the-screen).
+//! another user (MANUAL#the-screen).
 
 use crate::client::audience::Audience;
 use crate::client::entry::{Entry, SendState, Source};

@@ -1,7 +1,7 @@
 //! Draws the screen: a pure function from the client's state and a size to rows of text.
 //!
 //! Invariant: every frame has exactly as many rows as the screen, and none is wider; it contains no control
-//! character; an entry appears only as its rows (`rows`) (README#the-screen).
+//! character; an entry appears only as its rows (`rows`) (MANUAL#the-screen).
 
 use super::rows::{rows, span};
 use crate::client::command;

@@ -179,7 +179,7 @@ impl Session {
         }
     }
 
-    /// The partners, each with what the user should know about them. README#rooms.
+    /// The partners, each with what the user should know about them. MANUAL#rooms.
     fn members(&self, with: &Partners) -> String {
         let described = |name: &Username| {
             let ignored = if self.cx.ignored.contains(name) { "; ignored, but reads this" } else { "" };

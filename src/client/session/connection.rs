@@ -1,7 +1,7 @@
 //! The connection to the server as the user sees it: online, silent, lost, back.
 //!
 //! Invariant: `owed` says in every state since when the server owes an answer.
-//! Specification: README#when-the-connection-breaks.
+//! Specification: MANUAL#when-the-connection-breaks.
 
 use super::cx::Cx;
 use super::event::Display;

@@ -531,7 +531,7 @@ mod tests {
     use crate::encoding::Bytes;
     use std::fs;
 
-    /// README#records.
+    /// OPERATING#records.
     #[test]
     fn key_whose_record_was_torn_is_used_after_a_decision() {
         let folder = std::env::temp_dir().join(format!("contacts-{}", u64::from_be_bytes(random())));

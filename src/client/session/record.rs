@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 /// The text of all messages together, in bytes: 1,000 of the usual length use a tenth of it, the longest 48 KiB each.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
-/// The latest messages, the oldest first. README#commands.
+/// The latest messages, the oldest first. MANUAL#commands.
 #[derive(Default)]
 pub struct Record {
     entries: VecDeque<Entry>,

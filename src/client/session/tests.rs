@@ -1291,7 +1291,7 @@ fn room_that_ends_with_a_session_is_reported() {
     assert_eq!((net.count(opened), net.count(closed)), (2, 2), "{:#?}", net.shown[0]);
 }
 
-/// README#records.
+/// OPERATING#records.
 #[test]
 fn damaged_record_is_not_called_a_changed_key() {
     let mut net = Net::with_records("{\"server\":\"server-0\",\"name\":\"bob\",\"iden", 2);
@@ -1311,7 +1311,7 @@ fn damaged_record_is_not_called_a_changed_key() {
     assert_eq!(net.count("has changed") + net.count("the new key"), 0, "{:#?}", net.shown[0]);
 }
 
-/// README#one-folder.
+/// MANUAL#one-folder.
 #[test]
 fn decision_of_another_client_of_the_folder_counts() {
     let mut net = Net::new();
@@ -2001,7 +2001,7 @@ fn message_that_is_lost_again_and_again_is_abandoned() {
     assert_eq!(net.lines(1), ["<alice -> bob> one"]);
 }
 
-/// README#absent-users, PROTOCOL#ask-keys.
+/// MANUAL#absent-users, PROTOCOL#ask-keys.
 #[test]
 fn users_all_lists_who_is_absent_and_for_whom_mail_waits() {
     let mut net = Net::with_records("", 4);
@@ -2027,7 +2027,7 @@ fn users_all_lists_who_is_absent_and_for_whom_mail_waits() {
     assert_eq!(net.count(list), 2);
 }
 
-/// README#absent-users, PROTOCOL#ask-keys.
+/// MANUAL#absent-users, PROTOCOL#ask-keys.
 #[test]
 fn long_list_of_absent_users_costs_few_requests() {
     let record = |n: usize| {

@@ -2,7 +2,7 @@
 //! key ([`keys`]), and the keys of its mail ([`mailbox`]).
 //!
 //! Invariant: a `Store` has a record on disk before it relies on it. All lists are [`records`]: unreadable data is
-//! never erased, and a damaged file stops the start, except for that of the mailbox. Specification: README#records.
+//! never erased, and a damaged file stops the start, except for that of the mailbox. Specification: OPERATING#records.
 
 pub mod history;
 pub mod keys;
@@ -54,7 +54,7 @@ impl<R: Record> Store<R> {
         Ok(Store { records, newest, wanted: Box::new(wanted), is_replaced: false, notices })
     }
 
-    /// Reads what other clients have written meanwhile. Returns whether a record here has been replaced. README#one-folder.
+    /// Reads what other clients have written meanwhile. Returns whether a record here has been replaced. MANUAL#one-folder.
     fn refresh(&mut self) -> io::Result<bool> {
         let Store { records, newest, wanted, is_replaced, .. } = self;
         records.news(|line| take(newest, line, &**wanted, is_replaced))?;

@@ -1,7 +1,7 @@
 //! This machine's memory of others: servers by key, users by identity key and newest certificate, and ignored users.
 //!
 //! Invariant: only an explicit decision of the user replaces a remembered key, and a damaged file stops the start
-//! instead of making everyone a stranger again. Format: README#client-files.
+//! instead of making everyone a stranger again. Format: MANUAL#client-files.
 
 use super::{Record, Store};
 use crate::clock;
@@ -564,7 +564,7 @@ mod tests {
         assert!(known.certificates.newest.is_empty(), "both protect nothing any more");
     }
 
-    /// README#records.
+    /// OPERATING#records.
     #[test]
     fn user_with_a_torn_record_is_not_treated_as_new() {
         for (torn, doubtful, others) in [
@@ -617,7 +617,7 @@ mod tests {
         fs::remove_file(&aside).expect("removed");
     }
 
-    /// README#one-folder.
+    /// MANUAL#one-folder.
     #[test]
     fn key_that_another_client_remembers_is_not_new() {
         let folder = Folder::new();
@@ -670,7 +670,7 @@ mod tests {
         assert!(!open("a:2").contains(&bob));
     }
 
-    /// README#records.
+    /// OPERATING#records.
     #[test]
     fn record_goes_where_the_path_leads_when_the_file_was_replaced() {
         let folder = Folder::new();
@@ -687,7 +687,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).expect("there").lines().count(), 3);
     }
 
-    /// README#records.
+    /// OPERATING#records.
     #[test]
     fn record_torn_while_the_client_runs_is_reported_and_in_doubt() {
         let folder = Folder::new();
@@ -707,7 +707,7 @@ mod tests {
         assert!(trust.notices().concat().contains("are set aside in") && trust.notices().is_empty());
     }
 
-    /// README#records.
+    /// OPERATING#records.
     #[test]
     fn file_that_another_program_keeps_locked_is_an_error() {
         let folder = Folder::new();

@@ -1,7 +1,7 @@
 //! The input of the terminal, and signals, from the first question to the end.
 //!
 //! Invariant: while nobody takes keys, they are dropped, so an answer or a line is typed after the question or the screen
-//! appeared (README#the-screen). One thread reads the terminal and one takes signals; the owner waits for both, and for
+//! appeared (MANUAL#the-screen). One thread reads the terminal and one takes signals; the owner waits for both, and for
 //! its events, in [`Inputs::next`]. Only the reader waits for the owner, when much is typed.
 
 use super::input::{Decoder, Key, Keys, are_lines};
@@ -441,7 +441,7 @@ mod tests {
         assert_eq!(lock(&inputs.shared.waiting).taker, Taker::End, "a second one to end would not wait");
     }
 
-    /// README#long-messages.
+    /// MANUAL#long-messages.
     #[test]
     fn late_signal_of_a_key_for_the_editor_does_not_end_the_client() {
         let mut inputs = Inputs::new();
@@ -452,7 +452,7 @@ mod tests {
         }
     }
 
-    /// README#long-messages.
+    /// MANUAL#long-messages.
     #[test]
     fn keys_typed_just_after_the_editor_has_ended_are_kept() {
         let mut inputs = Inputs::new();
@@ -466,7 +466,7 @@ mod tests {
         assert_eq!(keys(&mut inputs), [Key::Char('a'), Key::Enter]);
     }
 
-    /// README#long-messages.
+    /// MANUAL#long-messages.
     #[test]
     fn keys_are_not_lent_while_the_client_ends() {
         let mut inputs = Inputs::new();

@@ -2,7 +2,7 @@
 //!
 //! Invariant: [`restore`], [`abandon`] or the panic hook switches off what [`enter`] has switched on; after that,
 //! nothing is drawn. They restore the modes of the line first: those need no output, so they are restored even on a
-//! terminal that accepts none. Specification: xterm's "Control Sequences", by their names there; README#the-screen.
+//! terminal that accepts none. Specification: xterm's "Control Sequences", by their names there; MANUAL#the-screen.
 
 pub mod charset;
 pub mod editor;

@@ -1,7 +1,7 @@
 //! The status, a line every hour or on a signal, and what the other signals do.
 //!
 //! Invariant: only one thread waits for standard output, so a reader that does not read delays neither clients nor the
-//! log nor the exit. Fields: README#status.
+//! log nor the exit. Fields: OPERATING#status.
 
 use crate::clock;
 use crate::server::shared::Shared;

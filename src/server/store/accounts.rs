@@ -5,7 +5,7 @@
 //! record is. A key file without a record keeps its name for that key, so that damage to `users.json` gives no name to
 //! another user. The map of accounts is not locked during a write. An [`Accounts`] holds the folder's lock: no other
 //! process changes the folder. After an accepted login, no password change that began before it takes effect. Format:
-//! README#server-files.
+//! OPERATING#server-files.
 
 use super::files::{self, Notices};
 use crate::auth::{Account, NewPassword};
@@ -241,7 +241,7 @@ impl Accounts {
     }
 
     /// Creates an account; returns when it is on disk. Returns false if another account or key file has its name,
-    /// perhaps in another letter case. PROTOCOL#confirmed, PROTOCOL#name-case, README#key-keeps-name.
+    /// perhaps in another letter case. PROTOCOL#confirmed, PROTOCOL#name-case, OPERATING#key-keeps-name.
     ///
     /// # Errors
     /// The disk's; no file stays behind then.
@@ -666,7 +666,7 @@ pub(in crate::server) mod tests {
         }
     }
 
-    /// README#key-keeps-name.
+    /// OPERATING#key-keeps-name.
     #[test]
     fn key_file_behind_a_broken_link_keeps_its_name() {
         let folder = Folder::new();

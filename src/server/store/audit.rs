@@ -4,7 +4,7 @@
 //! their own. No thread waits for the disk: one thread writes, and lines that a full queue or disk does not take are
 //! counted. If the log was renamed or removed, perhaps with its folder, the next line makes it again. An event that any
 //! user can cause is written a limited number of times a minute and then only counted, so that no user can hide what
-//! others do. Format: README#security-log.
+//! others do. Format: OPERATING#security-log.
 
 use crate::clock;
 use crate::disk;

@@ -1,5 +1,5 @@
 //! Common rules for the files of the data folder: which are private, and how files of records are read.
-//! Format: README#server-files.
+//! Format: OPERATING#server-files.
 
 use crate::disk;
 use crate::records;

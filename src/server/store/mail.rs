@@ -7,7 +7,7 @@
 //! Invariants: a message stays until its recipient has confirmed it, its days are over, or an account is removed. A file
 //! that cannot be read is set aside and reported, never erased. A mailbox's lock makes one step of "is the user absent",
 //! "is this the key in use" and the write of a message: it alone is held across the disk, and a thread takes it while it
-//! holds no other lock. `boxes` and `usage` are leaves. Format: README#server-mail. Specification: PROTOCOL#keeping.
+//! holds no other lock. `boxes` and `usage` are leaves. Format: OPERATING#server-mail. Specification: PROTOCOL#keeping.
 
 use super::audit::Audit;
 use super::files::Notices;
@@ -722,7 +722,7 @@ mod tests {
         assert_eq!((files(&folder, "alice").len(), files(&folder, "key").len()), (0, 1));
     }
 
-    /// PROTOCOL#fetching, README#server-mail.
+    /// PROTOCOL#fetching, OPERATING#server-mail.
     #[test]
     fn unreadable_message_is_set_aside_and_others_arrive() {
         let folder = Folder::new();
@@ -770,7 +770,7 @@ mod tests {
         assert_eq!(keep(&mail, "alice", key, 7), Outcome::Kept);
     }
 
-    /// README#server-mail.
+    /// OPERATING#server-mail.
     #[test]
     fn remains_of_a_crash_and_a_damaged_key_do_not_stop_a_start() {
         let folder = Folder::new();
@@ -807,7 +807,7 @@ mod tests {
         assert_eq!((keep(&mail, "alice", key, 1), waiting(&mail, key)), (Outcome::Kept, vec![1]));
     }
 
-    /// README#server-mail.
+    /// OPERATING#server-mail.
     #[test]
     fn removed_account_leaves_no_mail_to_or_from_it() {
         let folder = Folder::new();

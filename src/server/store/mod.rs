@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing here knows connections or sessions (`tests/spec/tidy.rs` reads the imports). [`check`] makes,
 //! changes and locks nothing, so it may run beside a server; it reads each file with the same code as a start. Format:
-//! README#server-files.
+//! OPERATING#server-files.
 
 pub mod accounts;
 pub mod audit;

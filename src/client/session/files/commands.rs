@@ -1,7 +1,7 @@
 //! The user's commands about files: offer, accept, decline, cancel, list.
 //!
 //! Invariant: a file is fetched only after `accept_file`, and one that is arriving is not
-//! fetched a second time. Specification: README#sending-files.
+//! fetched a second time. Specification: MANUAL#sending-files.
 
 use super::{CANCELLED, Files, MAX_LISTED, Size, State, Stopped, Transfer};
 use crate::client::file::{LeftPart, safe_name};
