@@ -249,6 +249,17 @@ mod tests {
         assert_eq!(plan.open_group(0, &sealed, &SessionKey::generate()).err(), Some(CryptoError::BadChunk));
     }
 
+    /// PROTOCOL#chunk-keys.
+    #[test]
+    fn transfer_key_alone_opens_no_chunk() {
+        let plan = plan(CHUNK as u64, 0);
+        let sealed = plan.seal_group(0, session().public(), &text(CHUNK));
+        let part = plan.check(&sealed[0], 0).expect("a right MAC");
+        let (mut text, associated) = (part.ciphertext.to_vec(), plan.associated(0));
+        let opened = primitives::eax_open(&plan.key, part.nonce, 0, &associated, &mut text, part.tag);
+        assert!(opened.is_err());
+    }
+
     #[test]
     fn chunks_and_groups_of_a_file_are_counted_exactly() {
         assert_eq!([0, 1, CHUNK as u64, CHUNK as u64 + 1].map(chunks), [Some(0), Some(1), Some(1), Some(2)]);
