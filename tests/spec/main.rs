@@ -4,6 +4,7 @@
 mod interop;
 mod matrix;
 mod models;
+mod pictures;
 #[path = "../support/mod.rs"]
 mod support;
 mod tidy;

@@ -429,7 +429,8 @@ fn every_link_of_the_documents_has_a_target() {
     for (name, file) in DOCUMENTS {
         let (page, path) = (document(name), Path::new(env!("CARGO_MANIFEST_DIR")).join(file));
         // The notation `PSS[key](m)` looks like a link.
-        for link in between(&page, "](", ')').filter(is_link) {
+        let pictures = between(&page, "src=\"", '"').chain(between(&page, "srcset=\"", '"'));
+        for link in between(&page, "](", ')').filter(is_link).chain(pictures) {
             let (target, place) = link.split_once('#').unwrap_or((link, ""));
             let target = if target.is_empty() { path.clone() } else { path.with_file_name(target) };
             let text = fs::read_to_string(target).unwrap_or_else(|error| panic!("{file}: {link}: {error}"));
