@@ -103,11 +103,13 @@ fn relay_of_a_login_passes_only_without_tls() {
     raw.logs_in(&alice);
 }
 
-/// A login by a thief of the identity key alone, with a session key and a response of the owner, which the owner made
-/// for this exporter and the owner's session key, and for another nonce if it `is_old`.
+/// A login by a thief of the identity key alone, or of the password alone, with this session key. The other half, a
+/// response or a proof, is the owner's, who made it for this exporter and their own session key, and for another nonce
+/// if it `is_old`.
 fn relayed(
     server: &Server,
     alice: &Person,
+    has_password: bool,
     exporter: &[u8],
     key: &SessionKey,
     is_old: bool,
@@ -121,10 +123,14 @@ fn relayed(
     let session = (&*alice.session, certified(&alice.session));
     let owners = known.log_in(&alice.name, &answered, exporter, &alice.identity, session);
     let session = (key, certified(key));
-    let unknown = support::quick_key("the thief does not know it");
-    let mut forged =
-        unknown.log_in(&alice.name, &challenge, raw.channel.exporter(), &alice.identity, session);
-    forged.response = owners.response;
+    let (unknown, stranger) = (support::quick_key("the thief does not know it"), IdentityKey::generate());
+    let half = if has_password { (&known, &stranger) } else { (&unknown, &*alice.identity) };
+    let mut forged = half.0.log_in(&alice.name, &challenge, raw.channel.exporter(), half.1, session);
+    if has_password {
+        forged.proof = owners.proof;
+    } else {
+        forged.response = owners.response;
+    }
     raw.say(&ClientMessage::ChallengeResponse(Box::new(forged)));
     raw.answer()
 }
@@ -132,23 +138,34 @@ fn relayed(
 /// PROTOCOL#response.
 #[test]
 fn response_of_another_channel_or_session_key_opens_nothing() {
+    relayed_half_opens_nothing(false);
+}
+
+/// PROTOCOL#login-proof.
+#[test]
+fn proof_of_another_channel_or_session_key_opens_nothing() {
+    relayed_half_opens_nothing(true);
+}
+
+fn relayed_half_opens_nothing(has_password: bool) {
+    // Another key that the owner has certified: a thief of the password has stolen it with its certificate.
     let own = SessionKey::generate();
     // The owner logs in on the thief's server, which relays the nonce and salt of the real one.
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
     let other = server.raw();
     for key in [&own, &alice.session] {
-        let answer = relayed(&server, &alice, other.channel.exporter(), key, false);
+        let answer = relayed(&server, &alice, has_password, other.channel.exporter(), key, false);
         assert_eq!(refused(answer).code, "login_failed");
     }
     // Without TLS, all channels have the same exporter, and the thief is in the middle.
     let server = Server::with(&["--no-tls"]);
     let (_raw, alice) = newcomer(&server, "alice");
     for (key, is_old) in [(&own, false), (&*alice.session, true)] {
-        assert_eq!(refused(relayed(&server, &alice, &[], key, is_old)).code, "login_failed");
+        assert_eq!(refused(relayed(&server, &alice, has_password, &[], key, is_old)).code, "login_failed");
     }
     // With all of it, the thief takes part in the owner's login, and cannot read its messages.
-    let answer = relayed(&server, &alice, &[], &alice.session, false);
+    let answer = relayed(&server, &alice, has_password, &[], &alice.session, false);
     assert!(matches!(answer, Some(ServerMessage::Session(_))));
 }
 

@@ -8,7 +8,7 @@ use crate::support::{
 use secure_messenger::auth::PasswordKey;
 use secure_messenger::crypto::key_file::{self, Login};
 use secure_messenger::crypto::keys::IdentityKey;
-use secure_messenger::crypto::secret::{Password, random};
+use secure_messenger::crypto::secret::{Key, Password, random};
 use secure_messenger::encoding::Fixed;
 use secure_messenger::protocol::{Challenge, ClientMessage, PasswordChange, ServerMessage, VERSION};
 use std::fs;
@@ -74,7 +74,9 @@ fn answer(raw: &Raw, challenge: &Challenge, person: &Person, text: &str) -> Clie
 fn response_for_another_purpose_or_channel_changes_no_password() {
     let server = Server::start();
     let (_online, alice) = newcomer(&server, "alice");
-    let keys = [support::quick_key(NEW), support::quick_key(NEW)];
+    // The last one has the bytes that end a login's fields.
+    let fingerprint = PasswordKey { login: Login::random(), key: Key::new(alice.session.fingerprint().0) };
+    let keys = [support::quick_key(NEW), support::quick_key(NEW), fingerprint];
     let replace = |key: usize, challenge: &Challenge, exporter: &[u8], old: &str| {
         let change = keys[key].replace(&alice.name, challenge, exporter, &password(old), &alice.identity);
         change.expect("acceptable rounds")
@@ -94,21 +96,54 @@ fn response_for_another_purpose_or_channel_changes_no_password() {
         &|raw, challenge| replace(1, challenge, raw.channel.exporter(), PASSWORD).response,
         &|_, challenge| replace(0, challenge, other.channel.exporter(), PASSWORD).response,
     ];
-    for response in owners {
+    let attempt = |key: usize, response: Owners<'_>| {
         let mut raw = server.raw();
         let challenge = raw.challenged(&alice);
-        let mut forged = replace(0, &challenge, raw.channel.exporter(), "not known");
+        let mut forged = replace(key, &challenge, raw.channel.exporter(), "not known");
         forged.response = response(&raw, &challenge);
         let outcome = outcome(&mut raw, &ClientMessage::PasswordChange(Box::new(forged)));
         assert_eq!(outcome.as_deref(), Some("login_failed"));
+    };
+    for response in owners {
+        attempt(0, response);
     }
     assert!(server.opens(&alice, PASSWORD));
+    attempt(2, owners[1]);
     let mut raw = server.raw();
     let challenge = raw.challenged(&alice);
     let mut forged = raw.response(&alice, &challenge, "not known");
     forged.response = replace(0, &challenge, raw.channel.exporter(), PASSWORD).response;
     raw.say(&ClientMessage::ChallengeResponse(Box::new(forged)));
     assert!(!matches!(raw.answer(), Some(ServerMessage::Session(_))), "it admits nobody");
+    assert!(server.opens(&alice, PASSWORD));
+}
+
+/// PROTOCOL#password-proof.
+#[test]
+fn proof_for_another_password_or_channel_changes_nothing() {
+    let server = Server::start();
+    let (_online, alice) = newcomer(&server, "alice");
+    let keys = [support::quick_key(NEW), support::quick_key(NEW)];
+    let replace = |key: usize, challenge: &Challenge, exporter: &[u8], signer: &IdentityKey| {
+        let change = keys[key].replace(&alice.name, challenge, exporter, &password(PASSWORD), signer);
+        change.expect("acceptable rounds")
+    };
+    let (other, thief) = (server.raw(), IdentityKey::generate());
+    // The thief has only the password and one proof of its owner.
+    type Owners<'a> = &'a dyn Fn(&Raw, &Challenge) -> Fixed<256>;
+    let owners: [Owners<'_>; 3] = [
+        &|raw, challenge| raw.response(&alice, challenge, PASSWORD).proof,
+        &|raw, challenge| replace(1, challenge, raw.channel.exporter(), &alice.identity).proof,
+        &|_, challenge| replace(0, challenge, other.channel.exporter(), &alice.identity).proof,
+    ];
+    for proof in owners {
+        let mut raw = server.raw();
+        let challenge = raw.challenged(&alice);
+        let mut forged = replace(0, &challenge, raw.channel.exporter(), &thief);
+        forged.proof = proof(&raw, &challenge);
+        let outcome = outcome(&mut raw, &ClientMessage::PasswordChange(Box::new(forged)));
+        assert_eq!(outcome.as_deref(), Some("login_failed"));
+    }
     assert!(server.opens(&alice, PASSWORD));
 }
 
@@ -153,7 +188,7 @@ fn session_password_or_key_alone_changes_no_password() {
     let alter: [fn(&mut PasswordChange); 3] = [
         |change| change.salt.0[0] ^= 1,
         |change| change.rounds += 1,
-        |change| change.password_key = secure_messenger::crypto::secret::Key::new([7; 32]),
+        |change| change.password_key = Key::new([7; 32]),
     ];
     until("the former lock is over", || server.opens(&alice, PASSWORD));
     for alter in alter {
