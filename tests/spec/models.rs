@@ -79,10 +79,8 @@ fn parse(path: &str, text: String) -> Model {
         assert_eq!(found.len(), 1, "{name}: one line begins with `// {entry}`");
         found[0]
     };
-    assert!(
-        text.starts_with("// ") && one("Models: ").len().min(one("Abstracts: ").len()) > 20,
-        "{name}: its head"
-    );
+    let has_head = text.starts_with("// ") && one("Models: ").len().min(one("Abstracts: ").len()) > 20;
+    assert!(has_head, "{name}: it begins with its purpose, what it models, and what it abstracts from");
     let wrong = |line: &str| -> ! { panic!("{name}: malformed: {line}") };
     let results: Vec<_> =
         one("Expected: ").split(", ").map(|part| result(part).unwrap_or_else(|| wrong(part))).collect();
@@ -108,11 +106,9 @@ fn result(part: &str) -> Option<(String, usize)> {
 fn breakage(line: &str) -> Option<Breakage> {
     let parts: Vec<_> = line.split('`').collect();
     let (last, replaced) = parts.split_last()?;
-    let is_form = |(at, part): (usize, &[&str])| {
-        part[0] == if at == 0 { "" } else { " and " }
-            && part.len() == 4
-            && part[2] == " -> "
-            && !part[1].is_empty()
+    let is_form = |(at, part): (usize, &[&str])| match part {
+        [before, old, " -> ", _] => *before == [" and ", ""][usize::from(at == 0)] && !old.is_empty(),
+        _ => false,
     };
     let is_valid = replaced.chunks(4).enumerate().all(is_form);
     let (code, test) = last.strip_prefix(": ")?.rsplit_once(", ")?;
@@ -189,14 +185,11 @@ impl Model {
     fn lists(&self) -> BTreeSet<Vec<String>> {
         let code = self.code().collect::<Vec<_>>().join("\n");
         let calls = code.match_indices('(').map(|(at, _)| split(inside(&code[at..])));
-        calls
-            .flat_map(|call| {
-                call.iter()
-                    .map(|term| joined(term))
-                    .chain([call.iter().flat_map(|term| joined(term)).collect()])
-                    .collect::<Vec<_>>()
-            })
-            .collect()
+        let lists = calls.flat_map(|call| {
+            let whole = call.iter().flat_map(|term| joined(term)).collect();
+            call.iter().map(|term| joined(term)).chain([whole]).collect::<Vec<_>>()
+        });
+        lists.collect()
     }
 
     /// The model with a breakage. Only code is replaced.
@@ -206,7 +199,7 @@ impl Model {
         for (old, new) in &breakage.replaced {
             let before = lines.clone();
             lines.iter_mut().for_each(|line| *line = line.replace(old, new));
-            assert_ne!(before, lines, "{}: nothing to replace: {}", self.name, breakage.line);
+            assert!(before != lines, "{}: nothing to replace: {}", self.name, breakage.line);
         }
         lines.join("\n")
     }
@@ -240,7 +233,9 @@ fn each_label_is_in_a_model_or_has_a_reason_not_to_be() {
     let excused: BTreeSet<_> = UNMODELLED.iter().map(|(label, _)| *label).collect();
     let both: Vec<_> = used.intersection(&excused).collect();
     assert!(both.is_empty(), "these labels are modelled, and need no reason: {both:?}");
-    assert_eq!(labels, used.union(&excused).copied().collect());
+    let odd: Vec<_> =
+        labels.symmetric_difference(&used.union(&excused).copied().collect()).copied().collect();
+    assert!(odd.is_empty(), "they have no model and no reason, or are no labels of the code: {odd:?}");
     for model in &models {
         let words = model.words();
         for label in &labels {
@@ -261,11 +256,8 @@ fn models_have_the_fields_of_the_specification() {
             let names: Vec<_> = fields.iter().map(|(name, _)| name.clone()).collect();
             let specified: Vec<_> =
                 formulas.iter().filter(|(of, _)| of == label).map(|(_, list)| list).collect();
-            assert!(
-                specified.contains(&&names),
-                "{}: {label}: {names:?} is none of {specified:?}",
-                model.name
-            );
+            let is_one = specified.contains(&&names);
+            assert!(is_one, "{}: {label}: {names:?} is none of {specified:?}", model.name);
             let terms = fields.iter().filter_map(|(_, term)| term.as_deref()).flat_map(joined);
             let terms: Vec<_> = [label.replace(' ', "_")].into_iter().chain(terms).collect();
             assert!(lists.contains(&terms), "{}: the model lacks {terms:?}", model.name);
@@ -318,7 +310,7 @@ fn verify(folder: &Folder, number: usize, text: &str, sessions: usize) -> String
     let began = Instant::now();
     while child.try_wait().expect("a status").is_none() {
         if began.elapsed() > DEADLINE {
-            child.kill().expect("killed");
+            child.kill().and_then(|()| child.wait()).expect("killed");
             return format!("nothing in {} s", DEADLINE.as_secs());
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -359,10 +351,8 @@ fn models_and_their_breakages_have_the_expected_results() {
                     let seen = verify(&folder, number, &text, sessions);
                     if seen != *expected {
                         let of = format!("{} at {sessions}, {what}", model.name);
-                        failures
-                            .lock()
-                            .expect("not poisoned")
-                            .push(format!("{of}: expected {expected}, seen {seen}"));
+                        let failure = format!("{of}: expected {expected}, seen {seen}");
+                        failures.lock().expect("not poisoned").push(failure);
                     }
                 }
             });
