@@ -84,9 +84,9 @@ fn change_bytes(bound: Fields, PasswordKey { login, key }: &PasswordKey) -> Zero
     Zeroizing::new(bound.bytes(key.expose()).finish())
 }
 
-/// Server: checks only the form and the time of a session or mailbox key (DER) that a client offers: they depend on the client
-/// alone and reveal nothing about an account. The owner has just made it, so a difference of over 2 hours means that
-/// one clock is wrong. PROTOCOL#two-clocks. `now_ms` is the server's clock, milliseconds since 1970.
+/// Server: checks only the form and the time of a session or mailbox key (DER) that a client offers: they depend on the
+/// client alone and reveal nothing about an account. The owner has just made it, so a difference of over 2 hours means
+/// that one clock is wrong. PROTOCOL#two-clocks. `now_ms` is the server's clock, milliseconds since 1970.
 ///
 /// # Errors
 /// `bad_key`.

@@ -174,8 +174,8 @@ pub fn is_shallow(text: &str) -> bool {
     true
 }
 
-/// The most commas of a line, in strings too: bounds the decoder's memory, at some 40 bytes for each. Real messages have
-/// half as many. PROTOCOL#commas.
+/// The most commas of a line, in strings too: bounds the decoder's memory, at some 40 bytes for each. Real messages
+/// have half as many. PROTOCOL#commas.
 const MAX_COMMAS: usize = 16_384;
 
 /// Whether a line has at most 16,384 commas.

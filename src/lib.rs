@@ -49,8 +49,9 @@
 //! # Files on disk
 //!
 //! A message is stored in two cases: for an absent user, sealed, by the [server](server::store::mail); and if the user
-//! asks for it, when [`history`](client::store::history) seals what the session shows. Every list, on both sides, is a file of [`records`], which erases nothing that it cannot read.
-//! A client's [`mailbox`](client::store::mailbox) holds the keys that open what the server keeps.
+//! asks for it, when [`history`](client::store::history) seals what the session shows. Every list, on both sides, is a
+//! file of [`records`], which erases nothing that it cannot read. A client's [`mailbox`](client::store::mailbox) holds
+//! the keys that open what the server keeps.
 //!
 //! # Invariants
 //!

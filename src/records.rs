@@ -94,7 +94,7 @@ impl Known {
     }
 }
 
-/// What a scan found in a file.
+/// The result of scanning a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// Bytes up to the last record, with the blanks behind it.
@@ -161,7 +161,7 @@ fn scan(
         let is_whole = line.ends_with(b"\n");
         let (text, kept) = content(&line);
         if !text.is_empty() {
-            // What looked like a torn write is damage if anything follows it.
+            // A torn write that anything follows is damage.
             let mut damaged = rest.take();
             if reported != number && damaged != Some(number) && !each(text) {
                 let is_torn = !is_whole && !text.ends_with(b"}") && !is_utf16(&line);
@@ -354,8 +354,8 @@ impl Records {
         self.file = file;
     }
 
-    /// Reads the records that other processes have appended since the file was last read, or all of them after any other
-    /// change. `each` as for [`read`]. Half a record is read when it is whole. A missing file has nothing new.
+    /// Reads the records that other processes have appended since the file was last read, or all of them after any
+    /// other change. `each` as for [`read`]. Half a record is read when it is whole. A missing file has nothing new.
     ///
     /// # Errors
     /// As [`read`].

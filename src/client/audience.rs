@@ -110,7 +110,7 @@ impl Audience {
         }
     }
 
-    /// What is encrypted for a text of `from`: in a room, the members precede it. PROTOCOL#members.
+    /// The plaintext for a text of `from`: in a room, the members precede it. PROTOCOL#members.
     pub fn plaintext(&self, from: &Username, text: &str) -> Zeroizing<Vec<u8>> {
         let members = match self {
             Audience::Room(partners) => partners.names().iter().chain([from]).collect(),

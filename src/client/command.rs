@@ -1,7 +1,7 @@
 //! Parses typed lines.
 //!
 //! Invariant: every line is exactly one [`Command`] or refused; a line that looks like a command and is not one is
-//! never sent as a message. What the user sees decides, not the bytes: see [`parse`].
+//! never sent as a message. The visible text decides, not the bytes: see [`parse`].
 
 use super::terminal::input::{Key, keys};
 use super::text::is_blank;
@@ -82,7 +82,7 @@ pub struct Usage {
     pub name: &'static str,
     /// The whole line, with its arguments in capitals.
     pub usage: &'static str,
-    /// What `/help` shows about it.
+    /// The explanation in `/help`.
     pub explanation: &'static str,
     parse: Parse,
 }
@@ -308,7 +308,7 @@ pub const HISTORY: usize = 20;
 /// visible character is or looks like a slash is refused: otherwise everyone would read a mistyped command.
 ///
 /// # Errors
-/// What is wrong with it, for the user.
+/// The mistake, for the user.
 pub fn parse(line: &str) -> Result<Command, String> {
     let line = line.trim_end_matches(['\r', '\n']);
     if line.starts_with('/')

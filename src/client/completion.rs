@@ -38,7 +38,7 @@ pub fn complete<'a>(
     Completion { start: before.len() - typed.len(), candidates }
 }
 
-/// What the end of a text is the beginning of.
+/// The kind of word that a text ends with.
 enum Place<'a> {
     Command(&'a str),
     /// The typed part of a name, and the texts to put before and after the name.
@@ -62,7 +62,7 @@ fn place(before: &str) -> Place<'_> {
     }
 }
 
-/// What is being typed in a command's line, by its usage; `None` if it is text.
+/// The argument being typed in a command's line, by its usage; `None` if it is text.
 fn argument(line: &str) -> Option<Place<'_>> {
     let Some((word, rest)) = line.split_once(' ') else { return Some(Place::Command(line)) };
     let usage = COMMANDS.iter().find(|usage| usage.name.eq_ignore_ascii_case(word))?;

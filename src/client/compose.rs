@@ -50,8 +50,8 @@ pub fn compose(data: &Path, editor: &str, start: &str) -> Result<String, String>
     }
 }
 
-/// Through the shell, as other programs do: the variable may contain arguments. The shell waits for an editor that Ctrl-C
-/// does not end.
+/// Through the shell, as other programs do: the variable may contain arguments. The shell waits for an editor that
+/// Ctrl-C does not end.
 fn run(editor: &str, path: &Path) -> Result<(), String> {
     let failed = |why: String| format!("the editor {editor} failed ({why})");
     let mut shell = Command::new("sh");

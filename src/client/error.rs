@@ -16,7 +16,8 @@ pub enum StartError {
     Unreachable(String, io::Error),
     /// The server speaks TLS, and this client runs with `--no-tls`.
     SpeaksTls,
-    /// The connection or its TLS handshake failed, as [`Unverified::connect`](crate::wire::tls::Unverified::connect) says.
+    /// The connection or its TLS handshake failed, as [`Unverified::connect`](crate::wire::tls::Unverified::connect)
+    /// says.
     Channel(io::Error),
     /// Nobody has vouched for the key of `host:port`, which has this fingerprint.
     UnknownServer(String, Fingerprint),

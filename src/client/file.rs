@@ -116,7 +116,7 @@ impl Source {
     /// The SHA-256 of the whole file. `go_on` gets the number of bytes read, and may stop it.
     ///
     /// # Errors
-    /// Those of the disk; `Interrupted` when `go_on` returns false.
+    /// Errors of the disk; `Interrupted` when `go_on` returns false.
     pub fn hash(&self, go_on: impl FnMut(u64) -> bool) -> io::Result<[u8; 32]> {
         let mut hasher = Sha256::new();
         take_in(&mut hasher, &self.file, self.size, go_on).map_err(shortened)?;
@@ -126,7 +126,7 @@ impl Source {
     /// Fills the buffer from byte `at` of the file.
     ///
     /// # Errors
-    /// Those of the disk; a file that has become shorter is one.
+    /// Errors of the disk; a file that has become shorter is one.
     pub fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, at).map_err(shortened)
     }
@@ -260,7 +260,7 @@ pub fn free_space(folder: &Path) -> Option<u64> {
     words[..used].last()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// What a program prints that ends within `patience`, otherwise `None`. Its output has to fit into a pipe.
+/// The output of a program that ends within `patience`, otherwise `None`. Its output has to fit into a pipe.
 fn output(program: &mut Command, patience: Duration) -> Option<String> {
     let program = program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let (mut running, end) = (program.spawn().ok()?, Instant::now() + patience);

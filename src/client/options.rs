@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
-/// What `--help` prints.
+/// The text of `--help`.
 pub const HELP: &str = "\
 A messenger for the terminal, end-to-end encrypted.
 
@@ -94,7 +94,7 @@ impl Options {
     }
 }
 
-/// What the command line requests.
+/// The request of the command line.
 pub enum Request {
     /// Connect to the server.
     Run(Box<Options>),

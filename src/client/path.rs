@@ -1,7 +1,7 @@
 //! Paths as users type them, and as terminals insert a dropped file.
 //!
-//! Invariant: [`quick_completions`] offers only texts that can be typed, and [`typed_path`] turns each back into exactly
-//! its path, whatever bytes the names have. Specification: MANUAL#typed-path.
+//! Invariant: [`quick_completions`] offers only texts that can be typed, and [`typed_path`] turns each back into
+//! exactly its path, whatever bytes the names have. Specification: MANUAL#typed-path.
 
 use super::text::{is_harmful, sanitise};
 use crate::disk;
@@ -50,7 +50,7 @@ fn at_home(path: &[u8]) -> PathBuf {
     home.unwrap_or_else(|| as_path(path))
 }
 
-/// What a text means.
+/// The meaning of a text.
 struct Read {
     bytes: Vec<u8>,
     /// Where the trailing blanks begin.
@@ -186,13 +186,13 @@ fn written(path: &[u8]) -> String {
     text
 }
 
-/// What `completions` returns within half a second, otherwise nothing.
+/// The result of `completions` within half a second, otherwise nothing.
 pub fn quick_completions(typed: &str) -> Vec<String> {
     let typed = typed.to_string();
     within(PATIENCE, move || completions(&typed)).unwrap_or_default()
 }
 
-/// What `work` returns within `patience`; it ends on its own thread.
+/// The result of `work` within `patience`; it ends on its own thread.
 fn within<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, result) = sync_channel(1);
     spawn("path", move || _ = done.send(work())).ok()?;

@@ -62,7 +62,7 @@ pub enum Job {
         id: TransferId,
         /// Bytes of the whole file.
         size: u64,
-        /// Of the whole file.
+        /// The SHA-256 of the whole file.
         sha256: [u8; 32],
     },
     /// The sender was notified: receive the missing chunks.
@@ -71,7 +71,7 @@ pub enum Job {
         session: Arc<SessionKey>,
         /// The plan of the transfer, with the first missing chunk.
         plan: Plan,
-        /// Of the whole file.
+        /// The SHA-256 of the whole file.
         sha256: [u8; 32],
         /// The offered name, made harmless.
         name: String,
@@ -100,7 +100,7 @@ pub enum Step {
         name: String,
         /// Bytes.
         size: u64,
-        /// Of the whole file.
+        /// The SHA-256 of the whole file.
         sha256: [u8; 32],
     },
     /// The disk may have too little room.

@@ -20,7 +20,7 @@ const _: () = assert!(GROUP as usize * 32 <= OAEP_BYTES);
 /// Names a transfer: 16 random bytes, chosen by the sender. The server sees nothing else of it.
 pub type TransferId = [u8; 16];
 
-/// What both sides agree on before the first chunk.
+/// The terms of a transfer, which both sides know before the first chunk.
 pub struct Plan {
     /// Part of every MAC and all associated data: a chunk of another transfer does not open.
     pub id: TransferId,

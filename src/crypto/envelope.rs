@@ -28,7 +28,7 @@ pub const MAX_PLAINTEXT: usize = 1 + MAX_MEMBERS * (1 + MAX_NAME) + MAX_TEXT;
 pub const MAX_CIPHERTEXT: usize = (4 + MAX_PLAINTEXT).next_multiple_of(BUCKET);
 
 words! {
-    /// What an envelope contains. It is signed: one kind is never taken for another.
+    /// The kind of content. It is signed: one kind is never taken for another.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Kind {
         /// A text that a user wrote.
@@ -68,10 +68,10 @@ words! {
     Later(Word)
 }
 
-/// What the sender signs and the AEAD authenticates.
+/// The header, which the sender signs and the AEAD authenticates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
-    /// What the envelope contains.
+    /// The kind of content.
     pub kind: Kind,
     /// Everyone, one user or a room.
     pub scope: Scope,
@@ -157,10 +157,10 @@ impl Body {
     }
 }
 
-/// What all recipients get. Nothing in a received one is trusted before [`Envelope::verify`].
+/// The part that all recipients get. Nothing in a received one is trusted before [`Envelope::verify`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
-    /// What it contains, from whom and for whom.
+    /// Its kind, its sender and its recipients.
     pub header: Header,
     /// The ciphertext, and what protects both.
     pub body: Body,
@@ -192,7 +192,7 @@ impl Envelope {
 
 /// A sealed message and its key, on the sender's side.
 pub struct Sealed {
-    /// What all recipients get.
+    /// The part that all recipients get.
     pub envelope: Envelope,
     key: Key,
     /// SHA-256 of the header.
@@ -245,7 +245,7 @@ pub struct Verified<'a> {
 }
 
 impl Verified<'_> {
-    /// What the sender signed.
+    /// The header that the sender signed.
     pub fn header(&self) -> &Header {
         &self.envelope.header
     }

@@ -1,10 +1,10 @@
 //! Private keys. The identity key signs, and derives the keys of its owner's sealed files; a session key decrypts.
 //!
-//! Invariant: neither key does the other's work, neither is cloned, and both are wiped on drop (by `rsa` and aws-lc, which
-//! blind all private operations). The server never names this file.
+//! Invariant: neither key does the other's work, neither is cloned, and both are wiped on drop (by `rsa` and aws-lc,
+//! which blind all private operations). The server never names this file.
 //!
-//! Session keys are aws-lc's, which TLS links already: a client unwraps a key for every message and for every five chunks
-//! of a file, and `rsa` takes four times as long.
+//! Session keys are aws-lc's, which TLS links already: a client unwraps a key for every message and for every five
+//! chunks of a file, and `rsa` takes four times as long.
 
 use super::primitives::{self, sha256};
 use super::public::{
@@ -87,9 +87,9 @@ impl IdentityKey {
         MailboxCertificate { mailbox_key, created, certificate: Fixed(signature) }
     }
 
-    /// The key of the history that `owner` keeps of `server` (`host:port`): `HMAC[PKCS#8](Fields("… history key", owner,
-    /// server))`. The password is not an input: a new one leaves the history readable, and the history gives a thief
-    /// nothing to test passwords against. PROTOCOL#history-key.
+    /// The key of the history that `owner` keeps of `server` (`host:port`): `HMAC[PKCS#8](Fields("… history key",
+    /// owner, server))`. The password is not an input: a new one leaves the history readable, and the history gives a
+    /// thief nothing to test passwords against. PROTOCOL#history-key.
     pub fn history_key(&self, owner: &Username, server: &str) -> Key {
         self.file_key(label::HISTORY_KEY, owner, server)
     }

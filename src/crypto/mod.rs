@@ -3,9 +3,9 @@
 //! Invariant: no primitive is implemented here, and [`Fields`] builds every signed or authenticated byte string from
 //! explicit fields under a versioned label (PROTOCOL#encodings).
 //!
-//! Rooms: [`secret`] (keys and passwords), [`primitives`] (one function each), [`public`] (keys that verify or wrap: all
-//! that the server may name), [`keys`] (private keys), [`key_file`] (the identity key on disk), [`envelope`] (messages),
-//! [`chunk`] (files).
+//! Rooms: [`secret`] (keys and passwords), [`primitives`] (one function each), [`public`] (keys that verify or wrap:
+//! all that the server may name), [`keys`] (private keys), [`key_file`] (the identity key on disk), [`envelope`]
+//! (messages), [`chunk`] (files).
 
 pub mod chunk;
 pub mod envelope;
@@ -60,8 +60,8 @@ pub mod label {
     pub const FAKE_SALT: &str = "secure-messenger/1 fake salt";
 }
 
-/// The encoding of everything that is signed, authenticated or hashed as a structure. Each field is its length as a 32-bit
-/// big-endian number, then its bytes; the first field is the label. Different lists have different encodings.
+/// The encoding of everything that is signed, authenticated or hashed as a structure. Each field is its length as a
+/// 32-bit big-endian number, then its bytes; the first field is the label. Different lists have different encodings.
 /// PROTOCOL#fields.
 pub struct Fields(Vec<u8>);
 

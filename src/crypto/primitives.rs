@@ -55,8 +55,8 @@ pub fn pbkdf2(password: &Password, salt: &[u8], rounds: u32) -> Key {
     Key::new(*key)
 }
 
-/// The 128-bit EAX nonce: 96 random bits, then a 32-bit big-endian counter. The counter is 0 for a message and the index
-/// of a chunk.
+/// The 128-bit EAX nonce: 96 random bits, then a 32-bit big-endian counter. The counter is 0 for a message and the
+/// index of a chunk.
 fn eax_nonce(nonce: &[u8; 12], counter: u32) -> [u8; 16] {
     [&nonce[..], &counter.to_be_bytes()].concat().try_into().expect("12 and 4 bytes")
 }

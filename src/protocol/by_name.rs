@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 make_place!(Place);
 
-/// One value for each name, in the order of names. Of a repeated name the last value counts.
+/// One value for each name, in the order of names. The last value of a repeated name counts.
 pub struct ByName<T>(Vec<(Username, T)>);
 
 impl<T> ByName<T> {

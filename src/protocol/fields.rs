@@ -222,13 +222,13 @@ impl Joined for Routing {
 pub struct EncryptedSend {
     /// Where it goes.
     pub routing: Routing,
-    /// What all recipients get.
+    /// The part that all recipients get.
     pub envelope: Envelope,
 }
 
 /// Server: an envelope, and the recipient's own wrapped key.
 pub struct EncryptedMessage {
-    /// What all recipients get.
+    /// The part that all recipients get.
     pub envelope: Envelope,
     /// The id of this recipient's key, and the message key wrapped for it.
     pub key: WrappedKey,
@@ -324,11 +324,11 @@ pub struct Failure {
     pub code: String,
     /// The text for people.
     pub message: String,
-    /// Of the `encrypted_send` it answers; `None` for anything else.
+    /// The number of the `encrypted_send` it answers; `None` for anything else.
     pub id: Option<u64>,
     /// Seconds until it is worth trying again; `None` where waiting is of no use.
     pub retry_after: Option<u64>,
-    /// Of a refused `renew`: as in [`Session`]. Of a refused `mailbox`: the `created` of the mailbox key in use, 0 if
+    /// For a refused `renew`: as in [`Session`]. For a refused `mailbox`: the `created` of the mailbox key in use, 0 if
     /// there is none.
     pub newest: Option<u64>,
 }

@@ -1,10 +1,12 @@
-//! The protocol's version, and how much one message may contain. Specification: PROTOCOL#line-length, PROTOCOL#messages.
+//! The protocol's version, and how much one message may contain. Specification: PROTOCOL#line-length,
+//! PROTOCOL#messages.
 
 /// The version that the first messages of both sides agree on. PROTOCOL#version.
 pub const VERSION: u32 = 1;
 /// The longest line before login, in bytes without its end; a login needs under 2 KiB.
 pub const MAX_LINE_BEFORE_LOGIN: usize = 16 * 1024;
-/// The longest line after login, in bytes without its end; an envelope for [`MAX_TARGETS`] recipients has about half of it.
+/// The longest line after login, in bytes without its end; an envelope for [`MAX_TARGETS`] recipients has about half of
+/// it.
 pub const MAX_LINE: usize = 1024 * 1024;
 /// The most recipients of one `encrypted_send`; a client splits a larger broadcast.
 pub const MAX_TARGETS: usize = 1024;

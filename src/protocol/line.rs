@@ -47,8 +47,8 @@ struct Versioned {
 /// The text of a line and its `type`.
 ///
 /// # Errors
-/// [`DecodeError::Malformed`], and [`DecodeError::OtherVersion`] whatever else the line has: another version may have other
-/// members. PROTOCOL#version.
+/// [`DecodeError::Malformed`], and [`DecodeError::OtherVersion`] whatever else the line has: another version may have
+/// other members. PROTOCOL#version.
 pub(super) fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
     let text = str::from_utf8(line).map_err(|_| DecodeError::Malformed)?;
     if !is_shallow(text) || !has_few_commas(text) {
@@ -86,9 +86,9 @@ pub fn shared_part(envelope: &Envelope) -> Vec<u8> {
     format!("{{\"type\":\"encrypted_message\",{}", envelope_members(envelope)).into_bytes()
 }
 
-/// What precedes the base64 of the wrapped key in an `encrypted_message`.
+/// The part of an `encrypted_message` before the base64 of the wrapped key.
 pub const KEY_BEGINS: &[u8] = b",\"key\":\"";
-/// What follows it: the end of the line.
+/// The part after it: the end of the line.
 pub const KEY_ENDS: &[u8] = b"\"}\n";
 
 /// A message without members beside its `type`.
@@ -146,7 +146,7 @@ impl Members for Box<EncryptedSend> {
     }
 }
 
-/// What an `encrypted_message` contains beside the envelope.
+/// The members of an `encrypted_message` beside the envelope.
 #[derive(Serialize, Deserialize)]
 struct OwnKey {
     key: WrappedKey,

@@ -14,7 +14,7 @@ pub struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// What precedes the payload: the length of the name as one byte, the name, the transfer.
+    /// The head before the payload: the length of the name as one byte, the name, the transfer.
     pub fn address(peer: &Username, transfer: &[u8; 16]) -> Vec<u8> {
         let name = peer.as_str().as_bytes();
         let length = u8::try_from(name.len()).expect("a name has at most 32 bytes");

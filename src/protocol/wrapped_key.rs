@@ -8,8 +8,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use std::borrow::Cow;
 
-/// The id of a recipient's key and the message key wrapped for it, as 352 characters of base64. The server reads only the id.
-/// Stored inline: a message to a thousand users has a thousand of them.
+/// The id of a recipient's key and the message key wrapped for it, as 352 characters of base64. The server reads only
+/// the id. Stored inline: a message to a thousand users has a thousand of them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WrappedKey([u8; WrappedKey::DIGITS]);
 
@@ -18,8 +18,9 @@ const _: () = assert!(WRAPPED_BYTES.is_multiple_of(3), "its base64 has no paddin
 text!(WrappedKey);
 
 impl Text for WrappedKey {
-    /// Accepts exactly what the base64 decoder would turn into [`WRAPPED_BYTES`] bytes, without decoding: a broadcast has a
-    /// thousand wrapped keys. Their length is a multiple of three, so there is no padding and each digit has six bits.
+    /// Accepts exactly what the base64 decoder would turn into [`WRAPPED_BYTES`] bytes, without decoding: a broadcast
+    /// has a thousand wrapped keys. Their length is a multiple of three, so there is no padding and each digit has six
+    /// bits.
     fn read(text: &str) -> Option<WrappedKey> {
         let digits: &[u8; Self::DIGITS] = text.as_bytes().try_into().ok()?;
         let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() | (*byte == b'+') | (*byte == b'/');
@@ -47,7 +48,7 @@ impl WrappedKey {
         *bytes.first_chunk().expect("an id")
     }
 
-    /// What the recipient unwraps.
+    /// The block that the recipient unwraps.
     pub fn bytes(&self) -> [u8; WRAPPED_BYTES] {
         self.decoded(Self::DIGITS)
     }

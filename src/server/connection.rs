@@ -59,8 +59,8 @@ const PATIENCE: Patience = Patience {
     report: SERVER_DROP,
     tick: SERVER_ASK,
 };
-/// Packets with a shorter body than this, in bytes, count against the rate. Those of files are longer, except for the
-/// last.
+/// Packets with a shorter body than this, in bytes, count against the rate. Packets of files are longer, except for
+/// the last.
 const SMALL_PACKET: usize = 32 * 1024;
 
 /// The cost of a line of this length, counted against its account's rate. PROTOCOL#rate.

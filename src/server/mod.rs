@@ -3,9 +3,10 @@
 //!
 //! Invariants: nothing here can name a private key or the contents of an envelope (a test reads the imports). No thread
 //! holds a lock while it waits for a client. The locks that are held during disk access (for `users.json`, for
-//! `locks.json`, for a user's mailbox and for the renewal of the certificate) protect nothing else. Every wait for a client has a deadline.
-//! Everything that a client can make grow has a limit, except accounts and the records of new passwords, which are
-//! limited in rate only ([`limits::Limits::registrations`]). The limits that a user can reach are in [`limits`].
+//! `locks.json`, for a user's mailbox and for the renewal of the certificate) protect nothing else. Every wait for a
+//! client has a deadline. Everything that a client can make grow has a limit, except accounts and the records of new
+//! passwords, which are limited in rate only ([`limits::Limits::registrations`]). The limits that a user can reach are
+//! in [`limits`].
 //!
 //! Lock order: see [`session::outbox`].
 

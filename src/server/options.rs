@@ -9,7 +9,7 @@ use std::iter::Peekable;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What `--help` prints.
+/// The text of `--help`.
 pub const HELP: &str = "\
 The server of a self-hosted, end-to-end encrypted messenger.
 
@@ -82,7 +82,7 @@ pub enum Request {
     Version,
 }
 
-/// What `user …` does.
+/// The commands of `user …`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Prints all accounts; needs no server.

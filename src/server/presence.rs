@@ -154,7 +154,7 @@ mod tests {
         tell(registry, &sessions, &changes, told, &Flusher::default());
     }
 
-    /// What a session has received since the last call: whether it is the complete list, who joined, who left.
+    /// The news for a session since the last call: whether it is the complete list, who joined, who left.
     fn heard((session, far): &(Arc<Session>, TcpStream)) -> Vec<(bool, String, String)> {
         session.outbox.flush(&mut Buffers::default());
         session.outbox.send(Frame::message(&ServerMessage::Pong));

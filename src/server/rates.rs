@@ -59,8 +59,8 @@ impl Bucket {
         }
     }
 
-    /// Takes `cost` tokens, even if the bucket does not hold them: later ones then take longer. A negative cost is given
-    /// back.
+    /// Takes `cost` tokens, even if the bucket does not hold them: later ones then take longer. A negative cost is
+    /// given back.
     pub fn charge(&mut self, cost: f64) {
         self.tokens -= cost;
     }

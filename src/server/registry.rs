@@ -21,13 +21,13 @@ type ByName = HashMap<Username, Arc<Session>>;
 pub struct Registry {
     sessions: RwLock<ByName>,
     changes: Mutex<Changes>,
-    /// Of each name, the session that ended last.
+    /// The session of each name that ended last.
     farewells: Mutex<HashMap<Username, Weak<Outbox>>>,
     changed: Condvar,
     audit: Arc<Audit>,
 }
 
-/// What has changed.
+/// The changes.
 #[derive(Default)]
 pub struct Changes {
     /// New sessions, which have no list of online users yet.
@@ -50,8 +50,8 @@ impl Registry {
         Registry { sessions, changes, farewells, changed, audit }
     }
 
-    /// Adds a session. A former one of its name ends. False, and nothing changes, if there are `limit` sessions of other
-    /// names. PROTOCOL#replaced, PROTOCOL#full.
+    /// Adds a session. A former one of its name ends. False, and nothing changes, if there are `limit` sessions of
+    /// other names. PROTOCOL#replaced, PROTOCOL#full.
     pub fn insert(&self, session: &Arc<Session>, limit: usize) -> bool {
         let mut list = FlushList::default();
         // Take both locks, or a new session could receive changes before its first list.
@@ -134,8 +134,8 @@ impl Registry {
         self.get(name)
     }
 
-    /// For several look-ups: a lock and a reference count for each of a thousand recipients took a tenth of a broadcast's
-    /// time. No session begins or ends while it exists, so drop it soon.
+    /// For several look-ups: a lock and a reference count for each of a thousand recipients took a tenth of a
+    /// broadcast's time. No session begins or ends while it exists, so drop it soon.
     pub fn read(&self) -> RwLockReadGuard<'_, ByName> {
         self.sessions.read().unwrap_or_else(PoisonError::into_inner)
     }

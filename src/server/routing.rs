@@ -1,4 +1,4 @@
-//! Who gets what: delivers envelopes, relays packets, answers with keys.
+//! Delivers envelopes, relays packets, answers with keys.
 //!
 //! Invariant: an envelope is delivered only under its sender's own name, to each target once, and with that target's
 //! own wrapped key alone; the answer accounts for every target. The server checks where an envelope goes, never what it
@@ -146,8 +146,8 @@ pub fn relay(shared: &Shared, sender: &Session, packet: &Packet<'_>, is_late: bo
     queued
 }
 
-/// The keys of each name that has an account, with that of its session if it has one, else of its mailbox. `bad_targets` for more than
-/// [`MAX_KEY_NAMES`] names.
+/// The keys of each name that has an account, with that of its session if it has one, else of its mailbox.
+/// `bad_targets` for more than [`MAX_KEY_NAMES`] names.
 pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
     if request.names.len() > MAX_KEY_NAMES {
         return ServerMessage::error(ErrorCode::BadTargets, "at most 64 names a request");

@@ -25,7 +25,7 @@ pub struct Shared {
     pub limits: Limits,
     /// With `--closed`: no new accounts.
     pub closed: bool,
-    /// What is on disk.
+    /// Everything on disk.
     pub store: Store,
     /// The sessions.
     pub registry: Registry,

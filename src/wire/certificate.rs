@@ -60,10 +60,10 @@ const PKCS12: &str = "this is PKCS#12: extract certificate and key (openssl pkcs
     -nocerts -noenc -out server.key)";
 const DER: &str = "this is DER: convert it to PEM (openssl x509 or openssl pkey, -inform DER)";
 
-/// What the program reads from a certificate. `Display` shows the fingerprint and the end.
+/// The facts that the program reads from a certificate. `Display` shows the fingerprint and the end.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// Of the public key (SPKI).
+    /// The fingerprint of the public key (SPKI).
     pub fingerprint: Fingerprint,
     /// The start of its validity, milliseconds since 1970.
     pub not_before: u64,
@@ -116,7 +116,7 @@ pub(super) fn paths(folder: &Path) -> (PathBuf, PathBuf) {
     (folder.join("server.key"), folder.join("server.crt"))
 }
 
-/// What [`prepare`] did.
+/// The work of [`prepare`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Prepared {
     /// Both files existed. Nothing changed, even if the certificate is expired: this program did not make it.
@@ -127,7 +127,7 @@ pub enum Prepared {
     Renewed,
 }
 
-/// What [`prepare`] would do in `folder` at `now_ms`, milliseconds since 1970.
+/// The work that [`prepare`] would do in `folder` at `now_ms`, milliseconds since 1970.
 ///
 /// # Errors
 /// With the path in the text if a file is damaged or a broken link, the key is missing beside a certificate, or an

@@ -233,7 +233,7 @@ mod tests {
             let before = lines.buffer().capacity();
             assert_eq!(all(&mut lines).len(), 1);
             let after = lines.buffer().capacity();
-            // What a read brings stays: growing again for every read would cost time.
+            // The buffer keeps its size: growing again for every read would cost time.
             assert!(after <= 2 + SPARE && (after == before || before > SPARE), "{before}, {after}");
         }
     }

@@ -28,7 +28,7 @@ pub struct Patience {
     pub tick: Duration,
 }
 
-/// What the owner has to do.
+/// The next step of the owner.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     /// Wait for a sign of life, at most this long.

@@ -174,7 +174,8 @@ fn is_silence(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
-/// What the one reading thread of a channel keeps between reads: a large buffer while much arrives, otherwise nothing.
+/// The buffer that the one reading thread of a channel keeps between reads: a large one while much arrives, otherwise
+/// none.
 #[derive(Default)]
 pub struct Reader {
     large: Vec<u8>,

@@ -324,7 +324,7 @@ impl Reader {
         }
     }
 
-    /// What liveness requires now, and since when an answer is missing.
+    /// The next step of liveness, and since when an answer is missing.
     fn look(&self) -> (Next, Option<Instant>) {
         let (owed, owes_ack) = (*lock(&self.shared.owed), self.shared.queue.owes_ack());
         let (mut liveness, now) = (lock(&self.shared.liveness), Instant::now());

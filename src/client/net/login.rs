@@ -34,7 +34,7 @@ pub struct LoggedIn {
     pub notice: Option<String>,
 }
 
-/// What a later login needs. Wiped on drop.
+/// The secrets that a later login needs. Wiped on drop.
 pub struct Credentials {
     /// In the letter case of the account.
     pub name: Username,

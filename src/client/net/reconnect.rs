@@ -1,5 +1,5 @@
-//! Reconnects after a broken connection: decides whether and when to try, and resumes the session with its token or logs
-//! in again.
+//! Reconnects after a broken connection: decides whether and when to try, and resumes the session with its token or
+//! logs in again.
 //!
 //! Invariant: the password is not kept, only the token and the key that represents the password for this server; both
 //! are wiped on drop. A changed server key and a refused login are final: the client tries nothing that its user has
@@ -45,7 +45,7 @@ pub enum Reconnected {
     LoggedIn(Box<NewKey>),
 }
 
-/// What the user does meanwhile, on other threads.
+/// The actions of the user meanwhile, on other threads.
 pub struct User {
     /// When the last key was pressed, or the last line arrived.
     pub key: Mutex<Instant>,
@@ -193,7 +193,7 @@ impl Reconnector {
     }
 }
 
-/// What a failed attempt means.
+/// The meaning of a failed attempt.
 enum Outcome {
     /// Another attempt is useless, or for the user to decide.
     Final,

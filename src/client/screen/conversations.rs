@@ -612,7 +612,7 @@ mod tests {
             take(&mut views, known(&format!("stranger{n}"), Trust::New));
         }
         assert!(count(&views).is_empty());
-        // Of two strangers, the one without unread messages goes first.
+        // A stranger without unread messages goes before one with some.
         views.enter(Some(name("stranger7").into()));
         views.enter(None);
         views.views.iter_mut().for_each(|view| view.visited &= view.trust != Some(Trust::New));

@@ -1,5 +1,5 @@
 //! The client on a full screen: one loop owns session and views, and waits for keys, signals, events and time in one
-//! place. What keys do is in `keys`.
+//! place. The meaning of keys is in `keys`.
 //!
 //! Invariant: the loop never waits for the terminal; only [`view`] draws what is shown.
 
@@ -56,13 +56,13 @@ struct Screen {
     /// When Escape was the last key and had no effect.
     escaped: Option<Instant>,
     pastes: Pastes,
-    /// What the user's editor has left, or why it has left nothing.
+    /// The text that the user's editor has left, or why there is none.
     composed: (Arc<dyn Fn(Composed) + Send + Sync>, Receiver<Composed>),
     /// The session has ended by itself: the reason and all conversations stay to be read until the user leaves.
     over: Option<Exit>,
 }
 
-/// What the screen shows beside the session's state.
+/// The state of the screen beside the session's.
 struct Views {
     screen: FullScreen,
     conversations: Conversations,
@@ -213,14 +213,14 @@ impl Screen {
     fn take(&mut self, event: Event) -> Option<Exit> {
         let was_wrong = matches!(event, Event::PasswordChanged(Err(ChangeError::WrongPassword)));
         if was_wrong && self.views.conversations.current().editor.is_empty() {
-            // What is typed next is often the right one, which must not become a message.
+            // The next line is often the right password, which must not become a message.
             self.views.asking.get_or_insert_with(|| PasswordDialog::new(CHANGE));
         }
         let exit = self.drive(event);
         if exit.is_some() {
             return exit;
         }
-        // What is typed after a command is meant for where it leads.
+        // A line typed after a command is meant for where it leads.
         let before = self.views.conversations.current().with.clone();
         let exit = self.take_lines();
         self.views.conversations.carry(&before);

@@ -33,7 +33,7 @@ pub struct Status {
     pub tabs: Vec<Tab>,
     /// "online", "online, 2 pending".
     pub link: String,
-    /// What to be careful about: that there is no TLS, whether the other person's key was verified.
+    /// A warning about safety: that there is no TLS, whether the other person's key was verified.
     pub trust: String,
     /// The reader's own name.
     pub me: String,

@@ -1,7 +1,7 @@
 //! The other users: their keys are requested, compared with the remembered ones, and trusted or not by the user.
 //!
-//! Invariant: a key is used only if it matches the remembered one or is the first for its user, and a session or mailbox
-//! key only with its owner's certificate. A changed identity key is not used until the user has decided.
+//! Invariant: a key is used only if it matches the remembered one or is the first for its user, and a session or
+//! mailbox key only with its owner's certificate. A changed identity key is not used until the user has decided.
 
 use super::cx::Cx;
 use super::seal_key::SealKey;
@@ -188,8 +188,8 @@ impl Contacts {
         self.known.admit(&cx.me, cx.account.fingerprint(), (false, created, key), cx.now.max(created));
     }
 
-    /// Reads decisions of other clients with the same folder, reports repairs of files, and writes remembered certificates
-    /// when it is time.
+    /// Reads decisions of other clients with the same folder, reports repairs of files, and writes remembered
+    /// certificates when it is time.
     pub fn tick(&mut self, cx: &mut Cx) {
         if let Err(error) = self.refresh().and_then(|()| cx.ignored.refresh()) {
             let text = format!("decisions that you make in another client do not count here: {error}");

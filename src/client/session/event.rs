@@ -23,9 +23,9 @@ pub struct NewKey {
 
 /// A line of the input that is not text.
 pub struct NotText {
-    /// What is wrong with it, for the user.
+    /// The mistake, for the user.
     pub problem: String,
-    /// What it seems to say.
+    /// Its text, as it seems.
     pub approximation: String,
 }
 

@@ -13,7 +13,7 @@ pub const FAREWELL: Duration = Duration::from_secs(120);
 /// decide.
 const FAREWELL_OF_FILES: Duration = Duration::from_secs(600);
 
-/// What to do about the exit now.
+/// The next step of the exit.
 pub enum Step {
     /// Nothing is left to wait for.
     Leave,
@@ -53,7 +53,7 @@ impl Leaving {
         self.since.is_some()
     }
 
-    /// What to do now, if anything. Whether everything `is_settled`, and whether no file is in progress (`is_idle`);
+    /// The next step, if any. Whether everything `is_settled`, and whether no file is in progress (`is_idle`);
     /// `moved` is the time of the last progress, `before` that of the event before this one.
     pub fn step(
         &self,

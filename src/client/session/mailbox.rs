@@ -106,7 +106,7 @@ impl Mailbox {
         self.hold(cx, has_keys);
     }
 
-    /// A new session begins. What was opened in the former one is shown; its numbers are no longer valid.
+    /// A new session begins. Messages opened in the former one are shown; their numbers are no longer valid.
     pub fn restart(&mut self, cx: &mut Cx) -> Vec<Received> {
         let shown = self.show(cx);
         self.hold(cx, false);

@@ -80,7 +80,8 @@ impl Replay {
         known.map(|conversation| conversation.sequence + 1).or(place.1.map(|_| 1))
     }
 
-    /// Continues a conversation after this number, if it was on disk and is not known here. It is never forgotten there.
+    /// Continues a conversation after this number, if it was on disk and is not known here. It is never forgotten
+    /// there.
     pub fn resume(&mut self, place: Between, sequence: impl FnOnce() -> u64, now: u64) {
         if !self.is_known(place) {
             self.use_first(Conversation { between: place, sequence: sequence(), time: 0, right: None }, now);

@@ -15,7 +15,7 @@ use std::time::Instant;
 const MAX_UNSETTLED: usize = 64;
 
 impl Session {
-    /// What the exit waits for; `None` if the user has not asked to leave.
+    /// The reason why the exit waits; `None` if the user has not asked to leave.
     pub fn leaving(&self) -> Option<String> {
         let waits = match self.outbox.unacknowledged().count() {
             _ if !self.is_leaving() => return None,

@@ -27,8 +27,8 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// Where the lines after `line` go if it succeeds; `None` if it changes nothing. `parsed` is the line's command, and
-    /// `view` the destination of a view by its number.
+    /// Where the lines after `line` go if it succeeds; `None` if it changes nothing. `parsed` is the line's command,
+    /// and `view` the destination of a view by its number.
     pub fn after(
         line: &str,
         parsed: &Result<Command, String>,

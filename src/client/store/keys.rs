@@ -300,8 +300,8 @@ impl KeyFiles {
         }
     }
 
-    /// Writes the successor, whose text `sealed` is for the new password of the account on `server`: its login `new` takes the
-    /// place of `old`. It is on disk then.
+    /// Writes the successor, whose text `sealed` is for the new password of the account on `server`: its login `new`
+    /// takes the place of `old`. It is on disk then.
     ///
     /// # Errors
     /// As [`KeyFiles::place`] for `old`; [`StartError::Disk`].

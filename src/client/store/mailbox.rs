@@ -1,8 +1,8 @@
 //! The mailbox file: the private halves of this machine's mailbox keys, and what is recorded of the mail for them.
 //!
-//! Invariant: the file is sealed (see `sealed`). A key is on disk before anything can be sealed for it, and a message is
-//! recorded there before it is shown. A key is erased only on request, with its records. A damaged file is set aside and
-//! stops no login. Format: PROTOCOL#mailbox-file.
+//! Invariant: the file is sealed (see `sealed`). A key is on disk before anything can be sealed for it, and a message
+//! is recorded there before it is shown. A key is erased only on request, with its records. A damaged file is set aside
+//! and stops no login. Format: PROTOCOL#mailbox-file.
 
 use super::sealed::{Kind, Sealed, longest_line};
 use crate::client::options::Options;
@@ -50,7 +50,7 @@ pub struct MailboxKey {
     pkcs8: Zeroizing<Vec<u8>>,
 }
 
-/// What is recorded of one message before it is shown.
+/// The record of one message, made before it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
     /// The mailbox key that it was sealed for.
@@ -165,9 +165,9 @@ impl MailboxFile {
         self.is_elsewhere.then_some(ELSEWHERE)
     }
 
-    /// Locks the file and reads it; with `--no-mail`, only if it exists. Waits 2 s for an older client that the login has
-    /// ended. If another client uses the file, it is not [usable](MailboxFile::is_usable). Reports a repair in `notices`,
-    /// and a damaged file, which is set aside. PROTOCOL#mailbox-file-damage.
+    /// Locks the file and reads it; with `--no-mail`, only if it exists. Waits 2 s for an older client that the login
+    /// has ended. If another client uses the file, it is not [usable](MailboxFile::is_usable). Reports a repair in
+    /// `notices`, and a damaged file, which is set aside. PROTOCOL#mailbox-file-damage.
     ///
     /// # Errors
     /// The disk's, with the path; the file is unchanged and not usable then.
@@ -218,8 +218,8 @@ impl MailboxFile {
         Ok(())
     }
 
-    /// Erases the keys that `keep` does not name, with their records: rewrites the file without them, and wipes them from
-    /// memory. PROTOCOL#mailbox-file-erasing.
+    /// Erases the keys that `keep` does not name, with their records: rewrites the file without them, and wipes them
+    /// from memory. PROTOCOL#mailbox-file-erasing.
     ///
     /// # Errors
     /// The disk's, with the path. The file is as before then, or it is not usable.
@@ -239,7 +239,7 @@ impl MailboxFile {
         disk::sync_parent(self.file.path()).inspect_err(|_| self.file.close())
     }
 
-    /// Records messages, which are on disk when this returns. Those that are recorded already stay as they are.
+    /// Records messages, which are on disk when this returns. Messages that are recorded already stay as they are.
     /// PROTOCOL#mailbox-file-record.
     ///
     /// # Errors

@@ -54,7 +54,8 @@ impl<R: Record> Store<R> {
         Ok(Store { records, newest, wanted: Box::new(wanted), is_replaced: false, notices })
     }
 
-    /// Reads what other clients have written meanwhile. Returns whether a record here has been replaced. MANUAL#one-folder.
+    /// Reads what other clients have written meanwhile. Returns whether a record here has been replaced.
+    /// MANUAL#one-folder.
     fn refresh(&mut self) -> io::Result<bool> {
         let Store { records, newest, wanted, is_replaced, .. } = self;
         records.news(|line| take(newest, line, &**wanted, is_replaced))?;
@@ -66,8 +67,8 @@ impl<R: Record> Store<R> {
         self.newest.get(key)
     }
 
-    /// Appends a record unless it is not valid beside those that other clients have written meanwhile; waits until it is on
-    /// disk if it is to be `durable`.
+    /// Appends a record unless it is not valid beside those that other clients have written meanwhile; waits until it
+    /// is on disk if it is to be `durable`.
     fn put(&mut self, record: R, durable: bool) -> io::Result<()> {
         let Store { records, newest, wanted, is_replaced, notices } = self;
         let key = record.key();

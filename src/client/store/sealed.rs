@@ -1,8 +1,8 @@
 //! Files of one account on one server whose records are sealed: the kept history and the mailbox file.
 //!
-//! Invariant: no record is on disk in clear. It opens only for its account on its server, and only after the records that
-//! preceded it. One client at a time uses the file, which is unchanged after a failure. Formats: PROTOCOL#history-chain,
-//! PROTOCOL#mailbox-file.
+//! Invariant: no record is on disk in clear. It opens only for its account on its server, and only after the records
+//! that preceded it. One client at a time uses the file, which is unchanged after a failure. Formats:
+//! PROTOCOL#history-chain, PROTOCOL#mailbox-file.
 
 use crate::client::options::Options;
 use crate::crypto::Fields;
@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 /// is short. PROTOCOL#history-lock.
 const HANDOVER: Duration = Duration::from_secs(2);
 
-/// What one kind of sealed file has in common.
+/// The properties of one kind of sealed file.
 pub(super) struct Kind {
     /// The folder in the data folder.
     pub folder: &'static str,

@@ -115,8 +115,8 @@ impl Record for Certificate {
         certificate_key(&self.server, &self.name, self.identity, self.is_mailbox())
     }
 
-    /// Of two equally new ones, the first one seen here counts. One far ahead of the clock is kept, in case the clock
-    /// is wrong, but any other replaces it.
+    /// If two are equally new, the first one seen here counts. One far ahead of the clock is kept, in case the clock is
+    /// wrong, but any other replaces it.
     fn replaces(&self, former: &Certificate) -> bool {
         let now = clock::now_ms();
         let age = |record: &Certificate| (!is_far_ahead(record.created, now), record.created);
@@ -258,7 +258,8 @@ impl TrustStore {
         })
     }
 
-    /// Reads what other clients with this folder have written meanwhile. Returns whether a remembered key may have changed.
+    /// Reads what other clients with this folder have written meanwhile. Returns whether a remembered key may have
+    /// changed.
     ///
     /// # Errors
     /// As [`TrustStore::open`].
@@ -326,8 +327,8 @@ impl TrustStore {
         Ok(())
     }
 
-    /// The newest remembered certificate of a user, for the session or the mailbox; one over two hours ahead of `now_ms`
-    /// (milliseconds since 1970) counts as forgotten.
+    /// The newest remembered certificate of a user, for the session or the mailbox; one over two hours ahead of
+    /// `now_ms` (milliseconds since 1970) counts as forgotten.
     pub fn newest(
         &self,
         name: &Username,

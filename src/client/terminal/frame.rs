@@ -1,4 +1,4 @@
-//! What is drawn: rows of text in styles.
+//! A frame: rows of text in styles.
 
 use std::sync::Arc;
 

@@ -48,7 +48,7 @@ struct Shared {
 /// Another program, run while it has the terminal; the argument says why it could not get it.
 pub type Program = Box<dyn FnOnce(io::Result<()>) + Send>;
 
-/// What to write next.
+/// The next things to write.
 #[derive(Default)]
 pub struct Wanted {
     /// The next frame.

@@ -1,8 +1,8 @@
 //! The input of the terminal, and signals, from the first question to the end.
 //!
-//! Invariant: while nobody takes keys, they are dropped, so an answer or a line is typed after the question or the screen
-//! appeared (MANUAL#the-screen). One thread reads the terminal and one takes signals; the owner waits for both, and for
-//! its events, in [`Inputs::next`]. Only the reader waits for the owner, when much is typed.
+//! Invariant: while nobody takes keys, they are dropped, so an answer or a line is typed after the question or the
+//! screen appeared (MANUAL#the-screen). One thread reads the terminal and one takes signals; the owner waits for both,
+//! and for its events, in [`Inputs::next`]. Only the reader waits for the owner, when much is typed.
 
 use super::input::{Decoder, Key, Keys, are_lines};
 use super::signals::{can_suspend, obey, on_signals};
@@ -145,7 +145,7 @@ impl Shared {
         let is_key = by_kernel && matches!(signal, SIGINT | SIGQUIT);
         let mut waiting = lock(&self.waiting);
         match waiting.taker {
-            // Of a key for another program, which may have ended by now: the screen's own keys send no signal.
+            // The key was for another program, which may have ended by now: the screen's own keys send no signal.
             Taker::Program | Taker::Screen if is_key => return,
             taker if taker == Taker::Screen || taker == Taker::Program && is_end => {
                 waiting.signals.insert(signal);

@@ -140,8 +140,8 @@ fn farewell(full_screen: bool) -> String {
     format!("{}{PASTE_OFF}{}{}", style::Reset, cursor::Show, if full_screen { &full } else { "" })
 }
 
-/// As [`restore`], at the end of the process: waits for a terminal that accepts no output for at most a second. A program
-/// to which the terminal is lent keeps it.
+/// As [`restore`], at the end of the process: waits for a terminal that accepts no output for at most a second. A
+/// program to which the terminal is lent keeps it.
 pub fn abandon() {
     let end = Instant::now() + FAREWELL;
     let Some(modes) = lock(&MODES).take_if(|modes| !modes.are_lent) else { return };

@@ -411,8 +411,8 @@ impl Outbox {
         }
     }
 
-    /// What the holder of the baton of `link` does after a write: it continues, unless nothing is left to send, the link
-    /// is broken, or the session has another link.
+    /// The step of the holder of the baton of `link` after a write: it continues, unless nothing is left to send, the
+    /// link is broken, or the session has another link.
     fn after_write(&self, link: &Arc<Link>, sent: io::Result<()>) -> Option<MutexGuard<'_, Io<Outbox>>> {
         let mut io = lock(&self.io);
         if !io.is_on(link) {

@@ -1,13 +1,14 @@
 //! Messages for absent users: `mail/NAME/`, a folder for each user who has a mailbox key.
 //!
-//! Each message is a file of its own, and so is the certificate of the mailbox key. A file is complete and synced before
-//! it gets its name, and a message is never changed, so a crash leaves no part of one, and a damaged file costs one
-//! message. The name of a file contains what the index needs: a start reads no message.
+//! Each message is a file of its own, and so is the certificate of the mailbox key. A file is complete and synced
+//! before it gets its name, and a message is never changed, so a crash leaves no part of one, and a damaged file costs
+//! one message. The name of a file contains what the index needs: a start reads no message.
 //!
-//! Invariants: a message stays until its recipient has confirmed it, its days are over, or an account is removed. A file
-//! that cannot be read is set aside and reported, never erased. A mailbox's lock makes one step of "is the user absent",
-//! "is this the key in use" and the write of a message: it alone is held across the disk, and a thread takes it while it
-//! holds no other lock. `boxes` and `usage` are leaves. Format: OPERATING#server-mail. Specification: PROTOCOL#keeping.
+//! Invariants: a message stays until its recipient has confirmed it, its days are over, or an account is removed. A
+//! file that cannot be read is set aside and reported, never erased. A mailbox's lock makes one step of "is the user
+//! absent", "is this the key in use" and the write of a message: it alone is held across the disk, and a thread takes
+//! it while it holds no other lock. `boxes` and `usage` are leaves. Format: OPERATING#server-mail. Specification:
+//! PROTOCOL#keeping.
 
 use super::audit::Audit;
 use super::files::Notices;
@@ -363,8 +364,8 @@ impl Mail {
         all.iter().for_each(|(name, place)| _ = self.delete(name, place, is_over));
     }
 
-    /// Deletes the mailbox of a user who has no account and no session any more, and all messages from the user. Returns
-    /// how many messages these were.
+    /// Deletes the mailbox of a user who has no account and no session any more, and all messages from the user.
+    /// Returns how many messages these were.
     pub fn remove(&self, name: &Username) -> usize {
         let former = lock(&self.boxes).remove(name);
         let own = former.map_or(0, |place| self.delete(name, &place, |_| true));
@@ -377,8 +378,8 @@ impl Mail {
         own + from.sum::<usize>()
     }
 
-    /// Deletes some messages of a mailbox, and returns how many. A file that stays nevertheless is delivered again after
-    /// a restart.
+    /// Deletes some messages of a mailbox, and returns how many. A file that stays nevertheless is delivered again
+    /// after a restart.
     fn delete(&self, name: &Username, place: &Place, is_over: impl Fn(&Message) -> bool) -> usize {
         let (folder, mut mailbox) = (self.folder.join(name.as_str()), lock(&place.mailbox));
         let before = mailbox.messages.len();

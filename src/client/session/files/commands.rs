@@ -37,8 +37,8 @@ impl Files {
         self.job(cx, number, Job::Hash { peer: name, id, path });
     }
 
-    /// The offer that `command` means: the one with this number, or the only one if it was the first since the last answer.
-    /// Any other may not be the one that the user has just read about.
+    /// The offer that `command` means: the one with this number, or the only one if it was the first since the last
+    /// answer. Any other may not be the one that the user has just read about.
     fn offer(&mut self, cx: &mut Cx, number: Option<u32>, command: &str) -> Option<u32> {
         let mut offers = self.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
         let found = match number {

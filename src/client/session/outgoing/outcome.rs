@@ -18,7 +18,8 @@ use crate::protocol::{Lost, Sent};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// A message that meets a stale key or is lost this often is abandoned: an honest server does not do that. PROTOCOL#stale.
+/// A message that meets a stale key or is lost this often is abandoned: an honest server does not do that.
+/// PROTOCOL#stale.
 const MAX_TRIES: u32 = 3;
 /// The number of failed messages that can be sent again: more than a user goes back to.
 const MAX_FAILED: usize = 64;
@@ -328,8 +329,8 @@ impl Outbox {
         }
     }
 
-    /// Sends a failed message again to the recipients that have not got it: with the same ids, because they may have got
-    /// it, and with the same number, because it is the same message for the user.
+    /// Sends a failed message again to the recipients that have not got it: with the same ids, because they may have
+    /// got it, and with the same number, because it is the same message for the user.
     pub fn send_again(&mut self, cx: &mut Cx, contacts: &mut Contacts, online: &OnlineUsers, number: u64) {
         let known = if self.is_at_hand(number) { self.messages.remove(&number) } else { None };
         let Some(mut message) = known else {
