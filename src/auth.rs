@@ -324,7 +324,7 @@ impl PendingLogin {
         let (nonce, is_known) = (random(), account.is_some());
         // The name as typed: a known name in another letter case is unknown. PROTOCOL#unknown-name.
         let fake = Fields::new(label::FAKE_SALT).text(request.username.as_str()).finish();
-        // Compute the dummy values for known names too, so that timing does not reveal unknown ones.
+        // Compute the dummy values for known names too, so that timing does not reveal unknown ones (SECURITY#limits).
         let nobody = Arc::new(Account {
             name: request.username,
             salt: Fixed(primitives::hmac(secret, &fake)),
