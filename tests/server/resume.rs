@@ -476,9 +476,11 @@ fn resume_needs_the_session_s_token_channel_and_valid_count() {
     let mut other = server.raw();
     challenge(&mut other, &name).expect("a challenge");
     assert_eq!(answer(other, replayed), no, "another challenge");
-    // A count that the proof does not cover.
+    // A count that the proof does not cover, and that is possible: bob has not acknowledged this letter.
     let mut unproven = proof(&one, &first);
-    unproven.received = received.wrapping_sub(1);
+    alice.say(&letter(&alice.person, &["bob"], 1, 10));
+    assert_eq!(bob.letter(), 1);
+    unproven.received = bob.received;
     assert_eq!(answer(one, unproven), no, "another count");
     // Out of order, and after another message.
     let mut raw = server.raw();
@@ -489,9 +491,8 @@ fn resume_needs_the_session_s_token_channel_and_valid_count() {
     raw.say(&ClientMessage::KeysRequest(KeysRequest { names: vec![name.clone()] }));
     assert_eq!(raw.error(), "not_logged_in");
     // Neither user noticed any of this.
-    let letter = letter(&alice.person, &["bob"], 1, 10);
-    alice.say(&letter);
-    assert_eq!(bob.letter(), 1);
+    alice.say(&letter(&alice.person, &["bob"], 2, 10));
+    assert_eq!(bob.letter(), 2);
     bob.settle();
     assert_eq!((alice.resumed, bob.resumed), (0, 0));
     assert_eq!(refusal(&server, &name, bob.received, &bob.token), None);
