@@ -247,6 +247,10 @@ mod tests {
         );
         assert_eq!(other.open_group(0, &sealed, session()).err(), Some(CryptoError::BadChunk));
         assert_eq!(plan.open_group(0, &sealed, &SessionKey::generate()).err(), Some(CryptoError::BadChunk));
+        // The peer itself made these, but not for this file: a longer chunk, and a block with more keys than chunks.
+        let shorter = self::plan(5 * CHUNK as u64 - 1, 0);
+        assert_eq!(shorter.open_group(0, &sealed, session()).err(), Some(CryptoError::BadChunk));
+        assert_eq!(plan.open_group(0, &sealed[..3], session()).err(), Some(CryptoError::BadChunk));
     }
 
     /// PROTOCOL#chunk-keys.

@@ -169,6 +169,27 @@ mod tests {
         let long = format!(r#"{{"later":[{}1]}}"#, "1e9,".repeat(4000));
         assert_eq!(logins(long.as_bytes()), Ok(vec![]));
         assert_eq!(with_logins(long.as_bytes(), &list), Err(KeyFileError::Damaged));
+        let padded = |length| format!("{:length$}", "{}");
+        assert_eq!(logins(padded(MAX_FILE).as_bytes()), Ok(vec![]));
+        assert_eq!(logins(padded(MAX_FILE + 1).as_bytes()), Err(KeyFileError::Damaged));
+    }
+
+    /// PROTOCOL#logins.
+    #[test]
+    fn list_of_logins_with_one_wrong_entry_is_refused() {
+        let list: Vec<Login> = (0..=MAX_LOGINS).map(|_| Login::random()).collect();
+        let of = |list: &[Login]| logins(with_logins(b"{}", list).expect("a key file").as_bytes());
+        let with = |rounds| [list[0], Login { rounds, ..list[1] }];
+        for rounds in [PBKDF2_MIN_ROUNDS, PBKDF2_MAX_ROUNDS] {
+            assert_eq!(of(&with(rounds)), Ok(with(rounds).to_vec()));
+        }
+        for rounds in [PBKDF2_MIN_ROUNDS - 1, PBKDF2_MAX_ROUNDS + 1] {
+            assert_eq!(of(&with(rounds)), Err(KeyFileError::Logins));
+        }
+        let twice = [list[0], Login { rounds: PBKDF2_MIN_ROUNDS, ..list[0] }];
+        for wrong in [&[][..], &list, &twice] {
+            assert_eq!(of(wrong), Err(KeyFileError::Logins));
+        }
     }
 
     /// PROTOCOL#key-file-form, PROTOCOL#identity-key.

@@ -315,3 +315,47 @@ pub fn safety_number(one: (&Username, Fingerprint), other: (&Username, Fingerpri
     halves.sort();
     halves.join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PROTOCOL#der.
+    #[test]
+    fn key_of_another_size_exponent_or_form_is_refused() {
+        let spki = |bits: usize, exponent: u64| {
+            let mut modulus = vec![0xff; bits.div_ceil(8)];
+            modulus[0] >>= modulus.len() * 8 - bits;
+            let modulus = BoxedUint::from_be_slice_vartime(&modulus);
+            let key = rsa::PublicKey::new(modulus, BoxedUint::from(exponent)).expect("a key");
+            key.to_public_key_der().expect("DER").into_vec()
+        };
+        let parse = |spki: &[u8]| SessionPublicKey::parse(spki).map(|key| key.spki());
+        let good = spki(RSA_BITS, 65_537);
+        assert_eq!(parse(&good), Ok(good.clone()));
+        for (bits, exponent) in
+            [(1024, 65_537), (2047, 65_537), (2049, 65_537), (3072, 65_537), (2048, 65_539)]
+        {
+            assert_eq!(parse(&spki(bits, exponent)), Err(CryptoError::BadKey), "{bits} bits, e = {exponent}");
+        }
+        assert_eq!(parse(&[&good[..], &[0]].concat()), Err(CryptoError::BadKey));
+        assert_eq!(parse(&good[..good.len() - 1]), Err(CryptoError::BadKey));
+        // The identifier of PSS, without the NULL, names the same key: it would get a second fingerprint.
+        let pss = b"\x30\x0b\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0a";
+        let mut other = [&good[..4], &pss[..], &good[19..]].concat();
+        other[3] -= 2;
+        assert!(rsa::PublicKey::from_public_key_der(&other).is_ok(), "the library accepts it");
+        assert_eq!(parse(&other), Err(CryptoError::BadKey));
+    }
+
+    /// PROTOCOL#times.
+    #[test]
+    fn certificates_are_valid_exactly_as_long_as_specified() {
+        let (hour, created) = (3_600_000, 1_800_000_000_000);
+        for (is_valid, hours) in [(is_valid_at as fn(u64, u64) -> bool, 26), (is_mailbox_valid_at, 30 * 24)] {
+            let (first, last) = (created - 2 * hour, created + hours * hour);
+            assert_eq!([first, last].map(|now| is_valid(created, now)), [true; 2]);
+            assert_eq!([0, first - 1, last + 1, u64::MAX].map(|now| is_valid(created, now)), [false; 4]);
+        }
+    }
+}
