@@ -285,6 +285,21 @@ mod tests {
         ClientMessage::decode(line.as_bytes())
     }
 
+    #[test]
+    fn control_is_idle_only_without_any_line() {
+        let lines = |mut control: Control| {
+            let is_idle = control.is_idle();
+            let count = std::iter::from_fn(|| control.next()).count();
+            assert!(control.is_idle());
+            (is_idle, count)
+        };
+        assert_eq!(lines(Control::default()), (true, 0));
+        assert_eq!(lines(Control { first: Some(Vec::new()), ..Control::default() }), (false, 1));
+        assert_eq!(lines(Control { ack: Some(0), ..Control::default() }), (false, 1));
+        assert_eq!(lines(Control { pongs: 2, ..Control::default() }), (false, 2));
+        assert_eq!(lines(Control { ping: true, ..Control::default() }), (false, 1));
+    }
+
     /// PROTOCOL#not-a-message.
     #[test]
     fn line_that_is_not_a_message_is_refused() {

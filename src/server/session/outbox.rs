@@ -912,6 +912,20 @@ pub(in crate::server) mod tests {
         }
     }
 
+    #[test]
+    fn only_an_open_session_that_had_a_link_is_detached() {
+        let (link, _other) = link();
+        let outbox =
+            Arc::new(Outbox::new(1000, Bucket::of_account(100), Arc::default(), link.ticket.address));
+        assert_eq!(outbox.detached(), None, "its login attaches the first link");
+        assert_eq!(attach(&outbox, &link, 0), Attached::Yes);
+        assert_eq!(outbox.detached(), None);
+        lock(&outbox.io).broken();
+        assert!(outbox.detached().is_some());
+        assert!(end(&outbox));
+        assert_eq!(outbox.detached(), None);
+    }
+
     /// PROTOCOL#outlives.
     #[test]
     fn failed_attempts_do_not_prolong_a_session() {
