@@ -5,13 +5,13 @@ use crate::client::audience::{Audience, Partners};
 use crate::client::entry::{Entry, Place, SendState, Source};
 use crate::client::store::trust::Trust;
 use crate::client::transfer::Job;
-use crate::crypto::envelope::{Header, Kind, MAX_TEXT, Scope, Sealed, Word};
-use crate::crypto::public::IdentityPublicKey;
+use crate::crypto::envelope::{Envelope, Header, Kind, MAX_TEXT, Scope, Sealed, Word};
+use crate::crypto::public::{IdentityPublicKey, WRAPPED_BYTES};
 use crate::crypto::secret::random;
 use crate::encoding::{Bytes, Fixed};
 use crate::protocol::{
-    EncryptedMessage, Keys, Lost, MailboxCertificate, PersonKeys, Presence, Sent, SessionCertificate,
-    WrappedKey,
+    EncryptedMessage, ErrorCode, Failure, Keys, Lost, MailboxCertificate, PersonKeys, Presence, Sent,
+    SessionCertificate, WrappedKey,
 };
 use miniserde::json;
 use std::collections::HashMap;
@@ -617,6 +617,41 @@ fn key_swapped_between_comparison_and_decision_is_refused() {
 }
 
 #[test]
+fn refused_message_fails_and_later_ones_are_sent() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob one");
+    net.step(0);
+    net.type_in(0, "/msg bob two");
+    for text in ["one", "two"] {
+        let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("{text}") };
+        let failure = Failure { id: Some(send.routing.id), ..Failure::new(ErrorCode::Malformed, "no") };
+        net.server(0, ServerMessage::Error(failure));
+    }
+    let failed = |entry: &&Entry| matches!(entry.sending, Some((_, SendState::Failed(_))));
+    assert_eq!(net.shown[0].iter().filter(failed).count(), 2, "{:#?}", net.shown[0]);
+    assert!(net.count("the server refused your message: no") > 0);
+    assert!(net.sessions[0].is_settled());
+    // No message is in flight, so a renewed key is used at once.
+    net.renew(1);
+    net.type_in(0, "/msg bob three");
+    net.settle();
+    assert!(net.lines(1).last().is_some_and(|line| line.ends_with("> three")), "{:?}", net.lines(1));
+}
+
+#[test]
+fn broadcast_that_only_some_received_is_reported_so() {
+    let mut net = Net::with_records("", 3);
+    net.type_in(0, "hello");
+    net.step(0);
+    let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("not sent") };
+    let sent =
+        Sent { id: send.routing.id, delivered: vec![name(1)], stale: vec![name(2)], ..Sent::default() };
+    net.server(0, ServerMessage::Sent(sent));
+    net.event(0, new_login());
+    assert_eq!(net.count("some users may not have received"), 1, "{:#?}", net.shown[0]);
+}
+
+#[test]
 fn message_is_pending_then_taken_or_failed_and_resent_once() {
     let mut net = Net::new();
     let states = |net: &mut Net| -> Vec<(u64, SendState)> {
@@ -1094,6 +1129,25 @@ fn message_refused_without_a_key_is_not_also_missing() {
     assert_eq!((net.count("<bob -> alice> four"), net.count("missing")), (1, 0), "{:#?}", net.lines(0));
 }
 
+#[test]
+fn envelopes_that_wait_for_keys_are_limited() {
+    let mut net = Net::new();
+    let mut arrive = |from: &str, refused: &str| {
+        let mut envelope = Envelope::sample();
+        envelope.header.from = from.parse().expect("name");
+        let message = EncryptedMessage { envelope, key: WrappedKey::new(&[0; WRAPPED_BYTES]) };
+        net.server(0, ServerMessage::EncryptedMessage(Box::new(message)));
+        net.count(refused)
+    };
+    let full = "too many messages are waiting for a key";
+    for sender in 0..16 {
+        (0..64).for_each(|_| assert_eq!(arrive(&format!("eve-{sender}"), full), usize::from(sender > 0)));
+        assert_eq!(arrive("eve-0", full), 1, "of one sender");
+    }
+    assert_eq!(arrive("late", full), 2, "of all senders");
+    assert_eq!(arrive("alice", "its sender is invalid"), 1);
+}
+
 /// PROTOCOL#presence-lists.
 #[test]
 fn presence_change_in_several_lines_is_one_notice() {
@@ -1233,6 +1287,24 @@ fn verify_yes_needs_a_number_that_was_shown() {
     net.settle();
     net.type_in(0, "/verify bob yes");
     assert_eq!(net.sessions[0].contacts.trust(&name(1)), Some(Trust::Verified), "{:#?}", net.shown[0]);
+}
+
+#[test]
+fn number_of_a_key_replaced_elsewhere_verifies_nothing() {
+    let mut net = Net::new();
+    net.type_in(0, "/verify bob");
+    net.settle();
+    // Another client of this folder accepts bob's next key, which has another number.
+    net.swap_bob();
+    let mut other = TrustStore::open(&net.folder, "server-0").expect("files");
+    other.remember(&name(1), Fingerprint::of(&net.identities[1]), Trust::Known).expect("stored");
+    net.event(0, Event::Tick);
+    net.settle();
+    net.type_in(0, "/verify bob yes");
+    assert_eq!(net.count("compare again"), 1, "{:#?}", net.shown[0]);
+    assert_eq!(net.sessions[0].contacts.trust(&name(1)), Some(Trust::Known));
+    net.type_in(0, "/verify bob yes");
+    assert_eq!(net.sessions[0].contacts.trust(&name(1)), Some(Trust::Verified));
 }
 
 #[test]
