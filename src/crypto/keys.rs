@@ -41,12 +41,14 @@ impl IdentityKey {
         Ok(IdentityKey { public: IdentityPublicKey::parse(spki.as_bytes())?, key })
     }
 
-    /// Parses PKCS#8, RFC 5208.
+    /// Parses PKCS#8, RFC 5208. PROTOCOL#key-file-form.
     ///
     /// # Errors
-    /// [`CryptoError::BadKey`] unless it is a valid RSA-2048 key.
+    /// [`CryptoError::BadKey`] unless it is a valid RSA-2048 key, encoded as by [`IdentityKey::to_pkcs8`].
     pub fn from_pkcs8(der: &[u8]) -> Result<IdentityKey, CryptoError> {
-        Self::new(PrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)
+        let key = Self::new(PrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)?;
+        // One key, one encoding: the keys of sealed files derive from it.
+        if key.to_pkcs8()[..] == *der { Ok(key) } else { Err(CryptoError::BadKey) }
     }
 
     /// PKCS#8 in DER (RFC 5208), about 1.2 KB; for the key file and the keys of sealed files only.
@@ -219,6 +221,20 @@ mod tests {
     assert_lacks!(SessionKey: fmt::Display);
     assert_lacks!(NewMailboxKey: Clone);
     assert_lacks!(NewMailboxKey: fmt::Display);
+
+    /// PROTOCOL#key-file-form.
+    #[test]
+    fn identity_key_has_one_encoding() {
+        let der = IdentityKey::generate().to_pkcs8();
+        assert!(IdentityKey::from_pkcs8(&der).is_ok());
+        let mut attributes = [&der[..], &[0xa0, 0]].concat();
+        attributes[3] += 2;
+        assert_eq!(IdentityKey::from_pkcs8(&attributes).err(), Some(CryptoError::BadKey));
+        // The last number is the inverse of one prime modulo the other, which follows from the rest.
+        let mut inverse = der.to_vec();
+        *inverse.last_mut().expect("a number") ^= 1;
+        assert_eq!(IdentityKey::from_pkcs8(&inverse).err(), Some(CryptoError::BadKey));
+    }
 
     /// PROTOCOL#identity-key, PROTOCOL#session-key.
     #[test]
