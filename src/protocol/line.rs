@@ -4,7 +4,7 @@ use super::fields::{EncryptedMessage, EncryptedSend, Kept, Mail};
 use super::limits::VERSION;
 use super::wrapped_key::WrappedKey;
 use crate::crypto::envelope::{Body, Envelope, Header};
-use crate::encoding::{Both, FirstType, Joined, has_few_commas, is_shallow};
+use crate::encoding::{Both, FirstType, Joined, is_bounded};
 use miniserde::{Deserialize, Serialize, json};
 use std::borrow::Cow;
 use std::fmt;
@@ -41,7 +41,7 @@ const VERSIONED: [&str; 5] = ["register", "login_request", "resume_request", "ch
 
 #[derive(Deserialize)]
 struct Versioned {
-    version: u64,
+    version: u32,
 }
 
 /// The text of a line and its `type`.
@@ -51,7 +51,7 @@ struct Versioned {
 /// other members. PROTOCOL#version.
 pub(super) fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
     let text = str::from_utf8(line).map_err(|_| DecodeError::Malformed)?;
-    if !is_shallow(text) || !has_few_commas(text) {
+    if !is_bounded(text) {
         return Err(DecodeError::Malformed);
     }
     // Our own programs write the type first. Elsewhere it takes one more pass over up to 1 MiB.
@@ -61,9 +61,9 @@ pub(super) fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
     };
     if VERSIONED.contains(&&*kind)
         && let Ok(Versioned { version }) = parse(text)
-        && version != u64::from(VERSION)
+        && version != VERSION
     {
-        return Err(DecodeError::OtherVersion(version));
+        return Err(DecodeError::OtherVersion(version.into()));
     }
     Ok((text, kind))
 }

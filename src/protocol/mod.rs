@@ -351,11 +351,15 @@ mod tests {
         for (line, version) in [
             (r#"{"type":"login_request","version":2,"name":"alice"}"#, 2),
             (r#"{"type":"register","version":0}"#, 0),
-            (r#"{"type":"resume_request","version":18446744073709551615}"#, u64::MAX),
+            (r#"{"type":"resume_request","version":4294967295}"#, u32::MAX.into()),
         ] {
             assert_eq!(decode(line).err(), Some(DecodeError::OtherVersion(version)), "{line}");
         }
-        for line in [r#"{"type":"login_request","version":1}"#, r#"{"type":"keys_request","version":2}"#] {
+        for line in [
+            r#"{"type":"login_request","version":1}"#,
+            r#"{"type":"keys_request","version":2}"#,
+            r#"{"type":"resume_request","version":4294967296}"#,
+        ] {
             assert_eq!(decode(line).err(), Some(DecodeError::Malformed), "{line}");
         }
         let challenge = ServerMessage::decode(br#"{"type":"challenge","version":2,"nonce":"new"}"#);
