@@ -148,8 +148,13 @@ pub fn hex(bytes: &[u8]) -> String {
 /// The deepest nesting of JSON: bounds the decoder's memory. Real messages have three levels. PROTOCOL#depth.
 const MAX_DEPTH: usize = 8;
 
+/// Whether JSON from others is within the limits of depth and commas.
+pub fn is_bounded(text: &str) -> bool {
+    is_shallow(text) && has_few_commas(text)
+}
+
 /// Whether brackets outside strings nest at most 8 deep.
-pub fn is_shallow(text: &str) -> bool {
+fn is_shallow(text: &str) -> bool {
     // Most lines have no more brackets than that. Counting them looks at many bytes at a time.
     let brackets = |some: &[u8]| some.iter().map(|byte| u8::from(matches!(byte, b'[' | b'{'))).sum::<u8>();
     if text.as_bytes().chunks(255).map(|some| usize::from(brackets(some))).sum::<usize>() <= MAX_DEPTH {
@@ -179,7 +184,7 @@ pub fn is_shallow(text: &str) -> bool {
 const MAX_COMMAS: usize = 16_384;
 
 /// Whether a line has at most 16,384 commas.
-pub fn has_few_commas(text: &str) -> bool {
+fn has_few_commas(text: &str) -> bool {
     let commas = |some: &[u8]| some.iter().map(|byte| u8::from(*byte == b',')).sum::<u8>();
     text.as_bytes().chunks(255).map(|some| usize::from(commas(some))).sum::<usize>() <= MAX_COMMAS
 }

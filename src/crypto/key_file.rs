@@ -8,7 +8,7 @@ use super::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUND
 use super::secret::{Password, random};
 use super::{Fields, label};
 use crate::disk;
-use crate::encoding::{Bytes, Fixed, words};
+use crate::encoding::{Bytes, Fixed, is_bounded, words};
 use crate::name::Username;
 use miniserde::{Deserialize, Serialize, json};
 use zeroize::Zeroizing;
@@ -49,6 +49,12 @@ struct KeyFile {
     tag: Fixed<16>,
 }
 
+/// Its list, which an older file lacks. PROTOCOL#logins.
+#[derive(Deserialize)]
+struct Listed {
+    logins: Vec<Login>,
+}
+
 const VERSION: u32 = 1;
 const KDF: &str = "PBKDF2-HMAC-SHA256";
 const CIPHER: &str = "AES-256-GCM";
@@ -79,6 +85,7 @@ fn associated(owner: &Username) -> Vec<u8> {
 
 fn parse<T: Deserialize>(text: &[u8]) -> Result<T, KeyFileError> {
     let text = if text.len() > MAX_FILE { None } else { disk::text(text) };
+    let text = text.filter(|text| is_bounded(text));
     text.and_then(|text| json::from_str(text).ok()).ok_or(KeyFileError::Damaged)
 }
 
@@ -88,8 +95,10 @@ fn parse<T: Deserialize>(text: &[u8]) -> Result<T, KeyFileError> {
 /// # Errors
 /// [`KeyFileError::Damaged`], [`KeyFileError::Logins`].
 pub fn logins(text: &[u8]) -> Result<Vec<Login>, KeyFileError> {
-    let Some(list) = parse::<json::Object>(text)?.remove(LOGINS) else { return Ok(Vec::new()) };
-    let list: Vec<Login> = json::from_str(&json::to_string(&list)).map_err(|_| KeyFileError::Logins)?;
+    if !parse::<json::Object>(text)?.contains_key(LOGINS) {
+        return Ok(Vec::new());
+    }
+    let Listed { logins: list } = parse(text).map_err(|_| KeyFileError::Logins)?;
     let is_single = |login: &Login| list.iter().filter(|other| other.salt == login.salt).count() == 1;
     let is_valid = |login: &Login| (PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS).contains(&login.rounds);
     let holds = (1..=MAX_LOGINS).contains(&list.len());
@@ -190,6 +199,27 @@ mod tests {
         for wrong in [&[][..], &list, &twice] {
             assert_eq!(of(wrong), Err(KeyFileError::Logins));
         }
+    }
+
+    /// PROTOCOL#line, PROTOCOL#json, PROTOCOL#depth.
+    #[test]
+    fn key_file_has_the_json_of_a_line() {
+        let login = json::to_string(&Login::random());
+        let list = |members: &str| {
+            logins(format!("{{{members}\"logins\":[{login}]}}").as_bytes()).map(|list| list.len())
+        };
+        assert_eq!(list(r#""a":[[[[[[[1]]]]]]],"#), Ok(1));
+        assert_eq!(list(r#""a":[[[[[[[[1]]]]]]]],"#), Err(KeyFileError::Damaged));
+        assert_eq!(list(&format!(r#""logins":[{login},{login}],"#)), Ok(1), "the last one counts");
+        let twice = format!("{{\"salt\":\"\",{}", &login[1..]);
+        for bad in ["null", "[{}]", r#"[{"salt":""}]"#, &format!("[{twice}]")] {
+            assert_eq!(
+                list(&format!(r#""logins":{bad},"#)),
+                Err(KeyFileError::Logins),
+                "each must be valid: {bad}"
+            );
+        }
+        assert_eq!(logins(br#"{"logins":null}"#), Err(KeyFileError::Logins));
     }
 
     /// PROTOCOL#key-file-form, PROTOCOL#identity-key.

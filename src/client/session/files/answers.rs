@@ -3,7 +3,7 @@
 //! Invariant: a message about a transfer counts only from its peer, and only in a state that expects it.
 //! Specification: PROTOCOL#file-transfer.
 
-use super::messages::{Accept, Closing, Offer};
+use super::messages::{Accept, Closing, Offer, read};
 use super::{CANCELLED, Files, MAX_LEAVING, MAX_LISTED, MAX_OFFERS_OF_ONE, MIN_RATED, Size, State, Transfer};
 use crate::client::file::safe_name;
 use crate::client::session::cx::Cx;
@@ -13,12 +13,11 @@ use crate::crypto::chunk::{CHUNK, chunks};
 use crate::crypto::envelope::{Header, Kind};
 use crate::crypto::public::{Fingerprint, SessionPublicKey};
 use crate::name::Username;
-use miniserde::json;
 
 impl Files {
     /// Handles a `file_reject`, `file_cancel` or `file_done`. `Err` if it is malformed.
     pub fn closed(&mut self, cx: &mut Cx, header: &Header, text: &str) -> Result<(), String> {
-        let Closing { transfer, reason } = json::from_str(text).map_err(nonsense)?;
+        let Closing { transfer, reason } = read(text)?;
         if let Some(number) = self.find(&header.from, &transfer.0) {
             self.ended_there(cx, number, header.kind, reason.as_deref().map(shortened));
         }
@@ -27,7 +26,7 @@ impl Files {
 
     /// Handles a `file_offer`. `Err` if it is malformed, or there are too many. PROTOCOL#bad-file-message.
     pub fn offered(&mut self, cx: &mut Cx, from: &Username, text: &str) -> Result<(), String> {
-        let offer: Offer = json::from_str(text).map_err(nonsense)?;
+        let offer: Offer = read(text)?;
         if chunks(offer.size).map(u64::from) != Some(offer.chunks) {
             return Err("its size and its number of chunks do not match".into());
         }
@@ -74,7 +73,7 @@ impl Files {
         from: &Username,
         text: &str,
     ) -> Result<Option<Fingerprint>, String> {
-        let Accept { transfer: id, start, session } = json::from_str(text).map_err(nonsense)?;
+        let Accept { transfer: id, start, session } = read(text)?;
         let Some(number) = self.find(from, &id.0) else { return Ok(None) };
         let Some(transfer) = self.list.get(&number) else { return Ok(None) };
         if !transfer.outgoing || !matches!(transfer.state, State::Offered) {
@@ -147,8 +146,4 @@ impl Files {
             _ => {}
         }
     }
-}
-
-fn nonsense(_: miniserde::Error) -> String {
-    "its text is malformed".into()
 }

@@ -3,8 +3,17 @@
 //! Specification: PROTOCOL#file-transfer.
 
 use crate::crypto::secret::Key;
-use crate::encoding::Fixed;
-use miniserde::{Deserialize, Serialize};
+use crate::encoding::{Fixed, is_bounded};
+use miniserde::{Deserialize, Serialize, json};
+
+/// Reads one of the texts below. PROTOCOL#json, PROTOCOL#bad-file-message.
+///
+/// # Errors
+/// For the user, if it is malformed.
+pub fn read<T: Deserialize>(text: &str) -> Result<T, String> {
+    let content = if is_bounded(text) { json::from_str(text).ok() } else { None };
+    content.ok_or_else(|| "its text is malformed".into())
+}
 
 /// The text of a `file_offer`. PROTOCOL#file-messages, PROTOCOL#file_offer.
 #[derive(Serialize, Deserialize)]
@@ -42,4 +51,25 @@ pub struct Closing {
     pub transfer: Fixed<16>,
     /// The reason of a `file_cancel`, for people; exactly `cancelled` if a user cancelled; may be `None`.
     pub reason: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PROTOCOL#json, PROTOCOL#bad-file-message.
+    #[test]
+    fn text_about_a_file_has_the_json_of_a_line() {
+        let closes = |more: &str| {
+            let text = format!(r#"{{"transfer":"AAAAAAAAAAAAAAAAAAAAAA=="{more}}}"#);
+            read::<Closing>(&text).is_ok()
+        };
+        assert!(closes("") && closes(r#","reason":null"#) && closes(r#","x":[[[[[[[1]]]]]]]"#));
+        for bad in
+            [r#","x":[[[[[[[[1]]]]]]]]"#, r#","x":1e400"#, r#","reason":1"#, r#","reason":1,"reason":"a""#]
+        {
+            assert!(!closes(bad), "{bad}");
+        }
+        assert!(!closes(&format!(r#","x":"{}""#, ",".repeat(16_384))), "too many commas");
+    }
 }
