@@ -36,7 +36,7 @@ TEXT_MOST, CIPHERTEXT_MOST, TARGETS_MOST, NAMES_MOST, MEMBERS_MOST = 32 << 10, 3
 CHUNK, GROUP, WINDOW = 65_536, 5, 15                         # WINDOW: chunks in flight, complete groups
 TRANSFERS_MOST, OFFERS_OF_ONE, OFFERS_MOST = 8, 16, 64       # 8 windows of 15 stay below 128 grants
 ROUNDS, ROUNDS_LEAST, ROUNDS_MOST = 600_000, 100_000, 10_000_000
-LOGINS = 8                                                   # in a key file
+LOGINS, KEY_FILE_MOST = 8, 16 << 10                          # in a key file, and its bytes
 CONVERSATIONS_MOST, WAITING_MOST = 64, 256                   # per user: remembered, and waiting for keys
 KEPT_MOST = 32 << 20                                         # bytes kept until they are acknowledged
 KEYS_MOST, TAKEN_MOST = 16, 20_000                           # in a mailbox file: keys, and records of messages
@@ -95,61 +95,235 @@ def now():
     return int(time.time() * 1000)
 
 
-def number(message, key, least=0, most=2**64 - 1):
-    value = message.get(key)
-    if type(value) is not int or not least <= value <= most:         # neither bool nor float
-        raise Refused("malformed", f"{key} is not a number in its range")
-    return value
+class Object(dict):
+    """A JSON object. Of a repeated member the last value counts, but each must be valid: `pairs` has them all."""
+
+    def __init__(self, pairs):
+        super().__init__(pairs)
+        self.pairs = pairs
 
 
-def binary(message, key, length=None):
-    return from_base64(message.get(key), length)
+def parse(text):
+    """The JSON of a line, of a text about a file, or of a key file: one object, nested at most 8 deep."""
+    def float_of(digits):
+        if abs(value := float(digits)) == float("inf"):              # PROTOCOL#json: too large for a double
+            raise ValueError(digits)
+        return value
 
+    def integer_of(digits):
+        value = float_of(digits)
+        return value if digits == "-0" else int(digits)              # only digits make an integer
 
-def word(message, key, most=1_000):
-    value = message.get(key)
-    if not isinstance(value, str) or len(value) > most:
-        raise Refused("malformed", f"{key} is not a text in its bounds")
-    return value
-
-
-def names(message, key):
-    value = message.get(key)
-    if not isinstance(value, list) or not all(map(is_name, value)):
-        raise Refused("malformed", f"{key} is not a list of names")
-    return value
-
-
-def parse(line):
-    """One JSON object, nested at most 8 deep. Of repeated members the last counts, except for `type`: the first."""
-    def object_of(pairs):
-        found = dict(pairs)
-        if "type" in found:
-            found["type"] = next(value for key, value in pairs if key == "type")
-        return found
-
-    def no_constant(text):
-        raise ValueError(text)                                       # NaN and Infinity are not JSON
+    def no_constant(name):
+        raise ValueError(name)                                       # NaN and Infinity are not JSON
 
     def depth(value):
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+        inner = [item for _, item in value.pairs] if isinstance(value, Object) else value if isinstance(value, list) else None
+        if isinstance(value, (str, Object)):                         # PROTOCOL#json: no half of a surrogate
+            (value if isinstance(value, str) else "".join(name for name, _ in value.pairs)).encode()
         return 0 if inner is None else 1 + max(map(depth, inner), default=0)
 
     try:
-        text = line.decode()
-        value = json.loads(text, object_pairs_hook=object_of, parse_constant=no_constant)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # PROTOCOL#json: no lone surrogate, no 1e400
-        if not isinstance(value, dict) or depth(value) > 8 or line.count(b",") > 16384:  # PROTOCOL#commas
+        value = json.loads(text.decode(), object_pairs_hook=Object, parse_int=integer_of, parse_float=float_of, parse_constant=no_constant)
+        if not isinstance(value, Object) or depth(value) > 8 or text.count(b",") > 16384:  # PROTOCOL#depth, PROTOCOL#commas
             raise ValueError
         return value
     except (ValueError, RecursionError):
         raise Refused("malformed", "not a JSON object") from None
 
 
+# A *form* is a function that returns what a JSON value stands for, or raises `Refused`.
+
+def integer(least=0, most=2**64 - 1):
+    def read(value):
+        if type(value) is not int or not least <= value <= most:     # neither bool nor float
+            raise Refused("malformed", "not a number in its range")
+        return value
+    return read
+
+
+def base64_form(length=None):
+    return lambda value: from_base64(value, length)
+
+
+def text_form(most=None):
+    """A text of at most this number of bytes."""
+    def read(value):
+        if not isinstance(value, str) or most is not None and len(value.encode()) > most:
+            raise Refused("malformed", "not a text in its bounds")
+        return value
+    return read
+
+
+def flag(value):
+    if type(value) is not bool:
+        raise Refused("malformed", "not true or false")
+    return value
+
+
+def list_of(form):
+    def read(value):
+        if not isinstance(value, list):
+            raise Refused("malformed", "not a list")
+        return [form(item) for item in value]
+    return read
+
+
+def by_name(form):
+    """An object whose members are names."""
+    def read(value):
+        if not isinstance(value, Object) or not all(is_name(name) for name, _ in value.pairs):
+            raise Refused("malformed", "not an object of names")
+        return {name: form(item) for name, item in value.pairs}
+    return read
+
+
+class Maybe:
+    """A member that may be missing or null."""
+
+    def __init__(self, form):
+        self.form = form
+
+    def __call__(self, value):
+        return None if value is None else self.form(value)
+
+
+def object_of(**forms):
+    """An object with these members. Others are ignored, and each value of a repeated one must be valid by itself."""
+    def read(value):
+        if not isinstance(value, Object):
+            raise Refused("malformed", "not an object")
+        found = {key: None for key, form in forms.items() if isinstance(form, Maybe)}
+        for key, item in value.pairs:
+            if key in forms:
+                found[key] = forms[key](item)
+        if len(found) < len(forms):
+            raise Refused("malformed", "a member is missing")
+        return found
+    return read
+
+
+def member(message, key, form):
+    return object_of(**{key: form})(message)[key]
+
+
+def number(message, key, least=0, most=2**64 - 1):
+    return member(message, key, integer(least, most))
+
+
+def binary(message, key, length=None):
+    return member(message, key, base64_form(length))
+
+
+def word(message, key, most=None):
+    return member(message, key, text_form(most))
+
+
+def names(message, key):
+    return member(message, key, list_of(name_form))
+
+
 # ---------------------------------------------------------------- PROTOCOL: Names
 
 def is_name(name):
     return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", name) is not None
+
+
+def name_form(value):
+    if not is_name(value):
+        raise Refused("malformed", "not a name")
+    return value
+
+
+RESERVED = ("all", "everyone", "me", "operator", "private", "room", "server", "you")
+
+
+def is_reserved(name):
+    """Whether a name looks like a word of the interface, so that it cannot be registered and is shown with an `@`."""
+    def look(text):
+        return text.translate(str.maketrans("01i3457", "olleast")).replace("rn", "m").replace("vv", "w")
+
+    plain = name.lower().replace("_", "").replace("-", "")
+    looks = {look(plain), look(plain.strip("0123456789"))}
+    # An `i` is no `l` of `all`, and a capital `I` is one only beside small letters.
+    no_l = "i" in name or "I" in name and name == name.upper()
+    return any(look(reserved) in looks and not (reserved == "all" and no_l) for reserved in RESERVED)
+
+
+# ---------------------------------------------------------------- PROTOCOL: the members of each message
+
+TIME = NUMBER = integer()
+SMALL = integer(most=2**32 - 1)                                      # versions, rounds, and the count of a grant
+DER = BINARY = base64_form()                                         # whether it is a key is checked later
+SIGNATURE, WRAPPED, HASH, ID = base64_form(256), base64_form(264), base64_form(32), base64_form(16)
+TEXT, WORD, NAMES = text_form(), text_form(32), list_of(name_form)
+ENVELOPE = {"from": name_form, "kind": WORD, "scope": WORD, "recipient": Maybe(name_form), "recipient_key": Maybe(HASH), "identity": HASH,
+            "session": HASH, "sequence": NUMBER, "time": TIME, "again": Maybe(HASH), "commitment": HASH, "nonce": base64_form(12),
+            "ciphertext": BINARY, "tag": base64_form(16), "signature": SIGNATURE}
+DELIVERED = {**ENVELOPE, "key": WRAPPED}
+PERSON = {"name": name_form, "identity": DER, "session_key": Maybe(DER), "mailbox_key": Maybe(DER), "created": Maybe(TIME),
+          "certificate": Maybe(SIGNATURE)}
+GRANT, ACK = {"peer": name_form, "transfer": ID, "count": SMALL}, {"received": NUMBER}
+EITHER = {"ack": ACK, "grant": GRANT, "ping": {}, "pong": {}}
+FROM_CLIENT = {
+    **EITHER, "logout": {},
+    "register": {"version": SMALL, "username": name_form, "salt": HASH, "rounds": SMALL, "password_key": HASH, "public_key": DER},
+    "login_request": {"version": SMALL, "username": name_form, "public_key": DER},
+    "challenge_response": {"response": HASH, "session_key": DER, "created": TIME, "certificate": SIGNATURE, "proof": SIGNATURE},
+    "password_change": {"response": HASH, "salt": HASH, "rounds": SMALL, "password_key": HASH, "proof": SIGNATURE},
+    "resume_request": {"version": SMALL, "username": name_form},
+    "resume": {"received": NUMBER, "proof": HASH},
+    "renew": {"session_key": DER, "created": TIME, "certificate": SIGNATURE},
+    "keys_request": {"names": NAMES},
+    "encrypted_send": {"id": NUMBER, "targets": NAMES, "keys": by_name(WRAPPED), **ENVELOPE},
+    "mailbox": {"mailbox_key": DER, "created": TIME, "certificate": SIGNATURE},
+    "mail_request": {"keys": list_of(HASH), "after": NUMBER},
+    "mail_done": {"numbers": list_of(NUMBER)},
+}
+FROM_SERVER = {
+    **EITHER, "registered": {}, "password_changed": {}, "mailbox_set": {},
+    "challenge": {"version": SMALL, "nonce": HASH, "salt": HASH, "rounds": SMALL},
+    "session": {"token": HASH, "expires": TIME, "newest": TIME},
+    "resume_challenge": {"version": SMALL, "nonce": HASH},
+    "resumed": {"received": NUMBER},
+    "presence": {"full": flag, "more": flag, "joined": NAMES, "left": NAMES},
+    "keys": {"keys": list_of(object_of(**PERSON)), "unknown": NAMES},
+    "encrypted_message": DELIVERED,
+    "sent": {"id": NUMBER, **dict.fromkeys(("delivered", "kept", "offline", "stale", "busy"), NAMES)},
+    "lost": {"id": NUMBER, "name": name_form},
+    "mail": {"mail": list_of(object_of(number=NUMBER, message=object_of(**DELIVERED))), "more": flag, "other": NUMBER, "until": TIME},
+    "refused": {"peer": name_form, "transfer": ID},
+    "error": {"code": TEXT, "message": TEXT, "id": Maybe(NUMBER), "retry_after": Maybe(NUMBER), "newest": Maybe(TIME)},
+}
+VERSIONED = ("register", "login_request", "resume_request", "challenge", "resume_challenge")
+
+
+def decode(line, forms):
+    """The type of a line, its members, and the object as it was sent. Of a repeated `type` the first one counts."""
+    message = parse(line)
+    kind = next((value for key, value in message.pairs if key == "type"), None)
+    if not isinstance(kind, str):
+        raise Refused("malformed", "no type")
+    message["type"] = kind
+    if kind in VERSIONED:                                            # another version may have any other members
+        try:
+            version = number(message, "version", most=2**32 - 1)
+        except Refused:
+            version = VERSION                                        # its form is refused below
+        if version != VERSION:
+            raise Refused("unsupported_version", str(version))
+    if kind not in forms:
+        raise Refused("unknown_type")
+    return kind, object_of(**forms[kind])(message), message
+
+
+def parse_packet(body):
+    """The user, the transfer and the payload of a packet."""
+    length = body[0] if body else 0
+    name, transfer, payload = body[1:1 + length].decode("ascii", "replace"), body[1 + length:17 + length], body[17 + length:]
+    if not is_name(name) or len(transfer) != 16:
+        raise Refused("malformed", "an incomplete packet")
+    return name, transfer, payload
 
 
 # ---------------------------------------------------------------- PROTOCOL: Encodings (primitives)
@@ -197,14 +371,14 @@ def unseal(key, nonce, associated, ciphertext, tag, mode=AES.MODE_EAX):
 class PublicKey:
     """An RSA-2048 key with e = 65537 as canonical SubjectPublicKeyInfo; refuses anything else."""
 
+    HEAD = bytes.fromhex("30820122300d06092a864886f70d01010105000382010f003082010a0282010100")
+    TAIL = bytes.fromhex("0203010001")                               # e = 65537
+
     def __init__(self, der):
-        try:
-            self._key = RSA.import_key(der)
-            good = (self._key.n.bit_length(), self._key.e) == (2048, 65537) and self._key.public_key().export_key("DER") == der
-        except (ValueError, IndexError, TypeError):
-            good = False
-        if not good:
+        modulus = der[len(self.HEAD):-len(self.TAIL)]
+        if der != self.HEAD + modulus + self.TAIL or len(modulus) != 256 or modulus[0] < 0x80 or modulus[-1] % 2 == 0:
             raise Refused("bad_key", "not a canonical RSA-2048 key")
+        self._key = RSA.construct((int.from_bytes(modulus, "big"), 65537), consistency_check=False)
         self.der, self.fingerprint = der, sha256(der)
         self.short = self.fingerprint[:8]
 
@@ -227,7 +401,12 @@ class PrivateKey:
             parts = made.to_cryptography_key().private_numbers()
             self._key = RSA.construct((parts.public_numbers.n, 65537, parts.d, parts.p, parts.q), consistency_check=False)
         else:
-            self._key = RSA.import_key(der)
+            try:
+                self._key = RSA.import_key(der)
+            except (ValueError, IndexError, TypeError):
+                raise Refused("bad_key", "not an RSA key") from None
+            if not self._key.has_private() or self.pkcs8() != der:
+                raise Refused("bad_key", "not a canonical private key")
         self.public = PublicKey(self._key.public_key().export_key("DER"))
 
     def pkcs8(self):
@@ -280,15 +459,22 @@ def write_key_file(path, name, password, identity, rounds=ROUNDS, **more):
     sync_folder(path)
 
 
+def parse_key_file(text):
+    """The object of a key file, without what editors and crashes leave around it."""
+    if len(text) > KEY_FILE_MOST:
+        raise Refused("malformed", "too long")
+    return parse(text.rstrip(b"\0").removeprefix("\ufeff".encode()))
+
+
 def key_file_logins(text):
     """The (salt, rounds) that a challenge may contain, the last used first; None if the file has no list."""
-    logins = parse(text).get("logins", ())
-    if logins == ():
+    file = parse_key_file(text)
+    if "logins" not in file:
         return None
-    if not isinstance(logins, list) or not all(isinstance(login, dict) for login in logins):
-        raise Refused("key_file", "logins")
-    logins = [(binary(login, "salt", 32), number(login, "rounds", ROUNDS_LEAST, ROUNDS_MOST)) for login in logins]
-    if not 1 <= len(logins) <= LOGINS or len({salt for salt, _ in logins}) < len(logins):
+    logins = member(file, "logins", list_of(object_of(salt=HASH, rounds=SMALL)))
+    logins = [(login["salt"], login["rounds"]) for login in logins]
+    if not 1 <= len(logins) <= LOGINS or len({salt for salt, _ in logins}) < len(logins) \
+            or not all(ROUNDS_LEAST <= rounds <= ROUNDS_MOST for _, rounds in logins):
         raise Refused("key_file", "logins")
     return logins
 
@@ -314,18 +500,23 @@ def sync_folder(path):
     os.close(folder)
 
 
+KEY_FILE = object_of(version=SMALL, kdf=TEXT, rounds=SMALL, salt=ID, cipher=TEXT, nonce=base64_form(12), ciphertext=BINARY, tag=ID)
+
+
 def open_key_file(text, name, typed):
     """The identity, and the form of the password that has decrypted it, which is the account's."""
-    file = parse(text)
-    if (file.get("version"), file.get("kdf"), file.get("cipher")) != (1, "PBKDF2-HMAC-SHA256", "AES-256-GCM"):
+    file = KEY_FILE(parse_key_file(text))
+    if (file["version"], file["kdf"], file["cipher"]) != (1, "PBKDF2-HMAC-SHA256", "AES-256-GCM"):
         raise Refused("key_file", "unknown version")
+    key_file_logins(text)                                            # an invalid list makes the file invalid
     for password in password_forms(typed):
-        key = password_key(password, binary(file, "salt", 16), number(file, "rounds"))
+        key = password_key(password, file["salt"], file["rounds"])
         try:
-            identity = unseal(key, binary(file, "nonce", 12), fields("key file", name), binary(file, "ciphertext"), binary(file, "tag", 16), AES.MODE_GCM)
-            return PrivateKey(identity), password
+            identity = unseal(key, file["nonce"], fields("key file", name), file["ciphertext"], file["tag"], AES.MODE_GCM)
         except Refused as error:
             refused = error
+        else:
+            return PrivateKey(identity), password
     raise refused
 
 
@@ -384,8 +575,7 @@ def parse_members(plaintext, sender, recipient, known):
 class Envelope:
     """The signed part of a message. The wrapped message key, `key`, differs for each recipient and is not signed."""
 
-    LENGTHS = {"identity": 32, "session": 32, "commitment": 32, "nonce": 12, "tag": 16, "signature": 256}
-    MEMBERS = ("sender", "kind", "scope", "recipient", "recipient_key", "sequence", "time", "again", "ciphertext", *LENGTHS)
+    MEMBERS = ("sender", *(member for member in ENVELOPE if member != "from"))
 
     def __init__(self, **members):
         self.__dict__.update(dict.fromkeys(self.MEMBERS), **members)
@@ -437,25 +627,16 @@ class Envelope:
     @classmethod
     def parse(cls, message):
         """Step 1 of Receiving: the fields are consistent, and the kind and scope are known."""
-        self = cls(sender=word(message, "from"), kind=word(message, "kind"), scope=word(message, "scope"),
-                   sequence=number(message, "sequence", 1, 2**64 - 2), time=number(message, "time"), ciphertext=binary(message, "ciphertext"),
-                   **{key: binary(message, key, length) for key, length in cls.LENGTHS.items()})
+        members = object_of(**ENVELOPE)(message)
+        self = cls(sender=members.pop("from"), **members)
         scopes = {scope for known in SCOPES_OF.values() for scope in known}
         self.later = self.kind not in SCOPES_OF or self.scope not in scopes             # from a later version: not shown
-        if len(self.kind.encode()) > 32 or len(self.scope.encode()) > 32:
-            raise Refused("kind", "the word is too long")
-        if not self.later and self.scope not in SCOPES_OF[self.kind]:
-            raise Refused("kind", f"{self.kind[:20]} with scope {self.scope[:20]}")
-        if self.scope in scopes - {"broadcast"} or (self.scope not in scopes and message.get("recipient") is not None):
-            self.recipient, self.recipient_key = word(message, "recipient"), binary(message, "recipient_key", 32)
-        elif message.get("recipient") is not None:
-            raise Refused("recipient", "a broadcast with a recipient")
-        elif message.get("recipient_key") is not None:
-            self.recipient_key = binary(message, "recipient_key", 32)
-        if message.get("again") is not None:
-            self.again = binary(message, "again", 32)
-        if not is_name(self.sender) or self.recipient is not None and not is_name(self.recipient):
-            raise Refused("name")
+        if self.scope in scopes and self.kind in SCOPES_OF and self.scope not in SCOPES_OF[self.kind]:
+            raise Refused("kind", f"{self.kind} with scope {self.scope}")
+        if self.scope in scopes and (self.recipient is None) != (self.scope == "broadcast"):
+            raise Refused("recipient", "a broadcast with a recipient, or another scope without one")
+        if self.recipient is not None and self.recipient_key is None:
+            raise Refused("recipient", "without a key")
         if len(self.ciphertext) > CIPHERTEXT_MOST:
             raise Refused("malformed", "ciphertext too long")
         return self
@@ -611,6 +792,20 @@ def open_chunks(session, transfer, first, group):
     keys = session.unwrap(group[0][0], sha256(fields("chunk keys", transfer, first)), 32 * len(group))
     return b"".join(unseal(keys[32 * i:32 * i + 32], nonce + struct.pack(">I", first + i), fields("chunk", transfer, first + i), ciphertext, tag)
                     for i, (_, nonce, tag, ciphertext) in enumerate(group))
+
+
+# ---------------------------------------------------------------- PROTOCOL: File transfer (its messages)
+
+FILE_MEMBERS = {"file_offer": {"transfer": ID, "key": HASH, "name": TEXT, "size": NUMBER, "sha256": HASH, "chunks": NUMBER},
+                "file_accept": {"transfer": ID, "start": NUMBER, "session": HASH},
+                **dict.fromkeys(("file_reject", "file_cancel", "file_done"), {"transfer": ID, "reason": Maybe(TEXT)})}
+
+
+def file_members(kind, text):
+    content = object_of(**FILE_MEMBERS[kind])(parse(text))
+    if kind == "file_offer" and not content["chunks"] == -(-content["size"] // CHUNK) < 2**32:
+        raise Refused("text", "size and chunks disagree, or the file is too large")
+    return content
 
 
 # ---------------------------------------------------------------- PROTOCOL: Received files
@@ -900,12 +1095,11 @@ class Client:
             frame = self.transport.receive(timeout)
             if frame is None:
                 raise Lost("timed_out")
-            message = parse(frame[1])
-            kind = message.get("type")
+            kind, members, message = decode(frame[1], FROM_SERVER)
             if kind == "ping":
                 self._say({"type": "pong"})
             elif kind == "error":
-                raise MessengerError(word(message, "code"), word(message, "message"), message.get("retry_after"))
+                raise MessengerError(members["code"], members["message"], members["retry_after"])
             elif kind == wanted:
                 return message
             elif kind != "pong":
@@ -934,7 +1128,6 @@ class Client:
         """Steps 1 and 2: returns the nonce, the salt with the rounds, and the password's key for the response."""
         self._say({"type": "login_request", "version": VERSION, "username": self.name, "public_key": base64_of(self.identity.public.der)})
         challenge = self._hear("challenge")
-        number(challenge, "version", VERSION, VERSION)
         nonce, at = binary(challenge, "nonce", 32), (binary(challenge, "salt", 32), number(challenge, "rounds"))
         if self.logins is not None and at not in self.logins:
             raise Refused("unknown_login", "the password was changed elsewhere, or this is a false server: copy the key file again")
@@ -1001,7 +1194,6 @@ class Client:
         self.connect()
         self._say({"type": "resume_request", "version": VERSION, "username": self.name})
         challenge = self._hear("resume_challenge", timeout)
-        number(challenge, "version", VERSION, VERSION)
         received = self.frames.received
         proof = hmac256(self.token, fields("resume", self.name, binary(challenge, "nonce", 32), self.transport.exporter, received))
         self._say({"type": "resume", "received": received, "proof": base64_of(proof)})
@@ -1051,13 +1243,14 @@ class Client:
                 self.frames.took(len(body))
                 self._on_packet(body)
             else:
-                message = parse(body)
-                name = message.get("type")
+                try:
+                    name, _, message = decode(body, FROM_SERVER)
+                except Refused:                                      # PROTOCOL#not-a-message: counted and ignored
+                    name, message = None, None
                 if name not in Frames.UNCOUNTED:
                     self.frames.took(len(body))
-                handler = getattr(self, "_on_" + name, None) if isinstance(name, str) and re.fullmatch("[a-z_]+", name) else None
-                if handler and name in self.HANDLED:                 # unknown messages are counted and ignored
-                    handler(message)
+                if name in self.HANDLED:
+                    getattr(self, "_on_" + name)(message)
         except Refused as error:                                     # from the server itself, not a user: it is broken, or false
             self.transport.abort()
             raise Lost("malformed", f"from the server: {error}") from None
@@ -1150,8 +1343,6 @@ class Client:
     def _on_keys(self, message):
         asked = self._asked.popleft() if self._asked else []
         entries, unknown = message.get("keys"), names(message, "unknown")
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise Refused("malformed", "keys")
         if sorted(unknown + [word(entry, "name") for entry in entries]) != sorted(asked):
             raise Refused("malformed", "keys that were not requested")
         failed = dict.fromkeys(unknown, "unknown")
@@ -1283,6 +1474,8 @@ class Client:
                 raise Refused("server", "made for another server")
             if mailbox and (envelope.kind != "message" or envelope.scope not in ("private", "room")):
                 raise Refused("kind", "only private and room messages wait for absent users")
+            if not 1 <= envelope.sequence < 2**64 - 1:
+                raise Refused("sequence", "a number that is not used")
             if mailbox:
                 taken, same = mailbox.state(envelope)
                 missing = 0 if same else mailbox.check_new(envelope) # the same if it was taken or shown, and not confirmed
@@ -1362,9 +1555,6 @@ class Client:
             return                                                   # not requested
         mail, self._more = message.get("mail"), message.get("more")
         self._elsewhere = number(message, "other"), number(message, "until")
-        if not isinstance(mail, list) or not all(isinstance(kept, dict) and isinstance(kept.get("message"), dict) for kept in mail) \
-                or type(self._more) is not bool:
-            raise Refused("malformed", "mail")
         numbers = [self._after, *(number(kept, "number") for kept in mail)]
         if any(a >= b for a, b in zip(numbers, numbers[1:])) or self._more and not mail:
             raise Refused("malformed", "mail that is out of order, or none although more waits")
@@ -1656,17 +1846,10 @@ class Client:
 
     def _file_word(self, kind, text):
         """Handles a file message. Refuses one that lacks a member or contradicts itself, as a bad envelope."""
-        content = parse(text.encode())
-        content["id"] = binary(content, "transfer", 16)
+        content = file_members(kind, text.encode())
+        content["id"] = content["transfer"]
         if kind == "file_offer":
-            size, chunks = number(content, "size"), number(content, "chunks", most=2**32 - 1)
-            if chunks != -(-size // CHUNK):
-                raise Refused("text", "size and chunks disagree")
-            content["made"] = Transfer(None, content["id"], binary(content, "key", 32), word(content, "name", TEXT_MOST), size, binary(content, "sha256", 32))
-        elif kind == "file_accept":
-            number(content, "start"), binary(content, "session", 32)
-        elif content.get("reason") is not None:
-            content["reason"] = word(content, "reason", TEXT_MOST)[:200]
+            content["made"] = Transfer(None, content["id"], *(content[key] for key in ("key", "name", "size", "sha256")))
         return content
 
     def _of(self, where, name, transfer):
@@ -1689,7 +1872,7 @@ class Client:
             if content["start"] > transfer.chunks:
                 return self._end(transfer, "the accept begins behind the end")
             transfer.start = transfer.index = content["start"]
-            transfer.wanted = binary(content, "session", 32)
+            transfer.wanted = content["session"]
             self._begin(transfer)
 
     def _begin(self, transfer, asked_before=False):
@@ -1741,7 +1924,7 @@ class Client:
     def _on_file_cancel(self, name, content):
         for where in (self.offers, self.sending, self.receiving):
             if transfer := self._of(where, name, content["id"]):
-                self._close(transfer, "ended", content.get("reason") or "cancelled by the other side")
+                self._close(transfer, "ended", (content["reason"] or "cancelled by the other side")[:200])
 
     def _on_refused(self, message):
         for where in (self.sending, self.receiving):
@@ -1767,10 +1950,7 @@ class Client:
             self._send({"type": "grant", "peer": transfer.person, "transfer": base64_of(transfer.id), "count": count})
 
     def _on_packet(self, body):
-        length = body[0] if body else 0
-        name, transfer_id, payload = body[1:1 + length].decode("ascii", "replace"), body[1 + length:17 + length], body[17 + length:]
-        if not is_name(name) or len(transfer_id) != 16:
-            raise Refused("malformed", "an incomplete packet")
+        name, transfer_id, payload = parse_packet(body)
         transfer = self._of(self.receiving, name, transfer_id)
         if not transfer:
             return                                                   # the transfer has ended
