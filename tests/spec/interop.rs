@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// A Python that has the packages of the other client.
-fn python() -> Option<&'static str> {
+pub fn python() -> Option<&'static str> {
     let needed = "import OpenSSL\ntry: import Cryptodome\nexcept ImportError: import Crypto";
     let has = |python: &&str| {
         Command::new(python).args(["-c", needed]).output().is_ok_and(|out| out.status.success())

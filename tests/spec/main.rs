@@ -1,6 +1,7 @@
 //! The documents and the code agree: house rules, test vectors, symbolic models, and a client written from the
 //! specification alone.
 
+mod differential;
 mod interop;
 mod matrix;
 mod models;
