@@ -191,10 +191,10 @@ class Maybe:
 def object_of(**forms):
     """An object with these members. Others are ignored, and each value of a repeated one must be valid by itself."""
     def read(value):
-        if not isinstance(value, Object):
+        if not isinstance(value, dict):
             raise Refused("malformed", "not an object")
         found = {key: None for key, form in forms.items() if isinstance(form, Maybe)}
-        for key, item in value.pairs:
+        for key, item in getattr(value, "pairs", value.items()):
             if key in forms:
                 found[key] = forms[key](item)
         if len(found) < len(forms):
