@@ -1441,6 +1441,7 @@ class Client:
         claimed = str(message.get("from"))[:32]
         try:
             envelope, wrapped = Envelope.parse(message), binary(message, "key", 264)            # 1
+            number(message, "sequence", 1, 2**64 - 2)                                           # other numbers are not used
             if envelope.sender == self.name:
                 raise Refused("name", "it claims to be from this user")
             person = self.person(envelope.sender)
@@ -1474,8 +1475,6 @@ class Client:
                 raise Refused("server", "made for another server")
             if mailbox and (envelope.kind != "message" or envelope.scope not in ("private", "room")):
                 raise Refused("kind", "only private and room messages wait for absent users")
-            if not 1 <= envelope.sequence < 2**64 - 1:
-                raise Refused("sequence", "a number that is not used")
             if mailbox:
                 taken, same = mailbox.state(envelope)
                 missing = 0 if same else mailbox.check_new(envelope) # the same if it was taken or shown, and not confirmed
