@@ -21,6 +21,7 @@ use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
 use rsa::{PrivateKey, Pss};
 use sha2::Sha256;
 use std::fmt;
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 /// The long-lived key that a user is known by. PROTOCOL#identity-key.
@@ -48,7 +49,7 @@ impl IdentityKey {
     pub fn from_pkcs8(der: &[u8]) -> Result<IdentityKey, CryptoError> {
         let key = Self::new(PrivateKey::from_pkcs8_der(der).map_err(|_| CryptoError::BadKey)?)?;
         // One key, one encoding: the keys of sealed files derive from it.
-        if key.to_pkcs8()[..] == *der { Ok(key) } else { Err(CryptoError::BadKey) }
+        if key.to_pkcs8().ct_eq(der).into() { Ok(key) } else { Err(CryptoError::BadKey) }
     }
 
     /// PKCS#8 in DER (RFC 5208), about 1.2 KB; for the key file and the keys of sealed files only.

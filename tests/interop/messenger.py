@@ -1550,6 +1550,7 @@ class Client:
         self._send({"type": "mail_request", "keys": [base64_of(key) for key in self._requested], "after": after})
 
     def _on_mail(self, message):
+        object_of(**FROM_SERVER["mail"])(message)
         if not self._fetching or self._more is not None:
             return                                                   # not requested
         mail, self._more = message.get("mail"), message.get("more")
