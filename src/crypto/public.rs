@@ -320,6 +320,15 @@ pub fn safety_number(one: (&Username, Fingerprint), other: (&Username, Fingerpri
 mod tests {
     use super::*;
 
+    /// PROTOCOL#newest.
+    #[test]
+    fn next_certificate_is_newer_unless_that_is_far_ahead() {
+        let (now, ahead) = (1_000_000_000, 2 * 3_600_000);
+        let next = |newest| SessionCertificate::next_created(newest, now);
+        assert_eq!([next(0), next(now - 1), next(now)], [now, now, now + 1]);
+        assert_eq!([next(now + ahead - 1), next(now + ahead), next(u64::MAX)], [now + ahead, now, now]);
+    }
+
     /// PROTOCOL#der.
     #[test]
     fn key_of_another_size_exponent_or_form_is_refused() {

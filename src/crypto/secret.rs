@@ -193,6 +193,8 @@ pub(crate) mod tests {
         assert_eq!(Key::new([1; 32]), Key::new([1; 32]));
         assert_ne!(Key::random(), Key::random());
         assert!(Key::from_slice(&[0; 31]).is_none());
+        assert_eq!(Password::new("hunter22".into()), Password::new("hunter22".into()));
+        assert_ne!(Password::new("hunter22".into()), Password::new("hunter23".into()));
         assert!(!Password::new("fünf5".into()).is_long_enough());
     }
 

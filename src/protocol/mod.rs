@@ -327,6 +327,11 @@ mod tests {
             assert_eq!(decode(line).err(), Some(error), "{line}");
         }
         assert_eq!(ClientMessage::decode(b"{\"type\":\"ping\xff\"}").err(), Some(Malformed));
+        // PROTOCOL#depth.
+        let nested =
+            |depth| format!("{{\"type\":\"ping\",\"a\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
+        assert!(decode(&nested(7)).is_ok());
+        assert_eq!(decode(&nested(8)).err(), Some(Malformed));
         // PROTOCOL#commas.
         let names =
             |count| format!("{{\"type\":\"keys_request\",\"names\":[{}\"a\"]}}", "\"a\",".repeat(count));

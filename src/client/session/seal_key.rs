@@ -53,3 +53,22 @@ impl SealKey {
         is_valid(self.created, now_ms)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::keys::SessionKey;
+
+    /// PROTOCOL#session-certificate, PROTOCOL#mailbox-certificate.
+    #[test]
+    fn key_is_valid_as_long_as_certificates_of_its_kind() {
+        let (created, hour) = (1_000_000_000_000, 3_600_000);
+        let key = SessionKey::generate().public().clone();
+        for (is_mailbox, hours) in [(false, 26), (true, 30 * 24)] {
+            let key = SealKey { key: key.clone(), is_mailbox, created };
+            let at = |now| key.is_valid_at(now);
+            assert!(at(created) && at(created - 2 * hour) && at(created + hours * hour), "{is_mailbox}");
+            assert!(!at(created - 2 * hour - 1) && !at(created + hours * hour + 1), "{is_mailbox}");
+        }
+    }
+}
