@@ -7,7 +7,7 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use miniserde::de::{Deserialize, Map, Visitor};
-use miniserde::{Error, Result, make_place};
+use miniserde::{Error, Result, json, make_place};
 use std::borrow::Cow;
 
 make_place!(Place);
@@ -147,6 +147,11 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// The deepest nesting of JSON: bounds the decoder's memory. Real messages have three levels. PROTOCOL#depth.
 const MAX_DEPTH: usize = 8;
+
+/// Decodes JSON from others, if it is within the limits of depth and commas. PROTOCOL#json.
+pub fn from_json<T: Deserialize>(text: &str) -> Option<T> {
+    if is_bounded(text) { json::from_str(text).ok() } else { None }
+}
 
 /// Whether JSON from others is within the limits of depth and commas.
 pub fn is_bounded(text: &str) -> bool {

@@ -8,7 +8,7 @@ use super::primitives::{self, PBKDF2_MAX_ROUNDS, PBKDF2_MIN_ROUNDS, PBKDF2_ROUND
 use super::secret::{Password, random};
 use super::{Fields, label};
 use crate::disk;
-use crate::encoding::{Bytes, Fixed, is_bounded, words};
+use crate::encoding::{Bytes, Fixed, from_json, words};
 use crate::name::Username;
 use miniserde::{Deserialize, Serialize, json};
 use zeroize::Zeroizing;
@@ -85,8 +85,7 @@ fn associated(owner: &Username) -> Vec<u8> {
 
 fn parse<T: Deserialize>(text: &[u8]) -> Result<T, KeyFileError> {
     let text = if text.len() > MAX_FILE { None } else { disk::text(text) };
-    let text = text.filter(|text| is_bounded(text));
-    text.and_then(|text| json::from_str(text).ok()).ok_or(KeyFileError::Damaged)
+    text.and_then(from_json).ok_or(KeyFileError::Damaged)
 }
 
 /// The logins in the text of a key file, the last used first, at most 8. Empty if the file has no list: an older client

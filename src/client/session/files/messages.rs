@@ -3,16 +3,15 @@
 //! Specification: PROTOCOL#file-transfer.
 
 use crate::crypto::secret::Key;
-use crate::encoding::{Fixed, is_bounded};
-use miniserde::{Deserialize, Serialize, json};
+use crate::encoding::{Fixed, from_json};
+use miniserde::{Deserialize, Serialize};
 
 /// Reads one of the texts below. PROTOCOL#json, PROTOCOL#bad-file-message.
 ///
 /// # Errors
 /// For the user, if it is malformed.
 pub fn read<T: Deserialize>(text: &str) -> Result<T, String> {
-    let content = if is_bounded(text) { json::from_str(text).ok() } else { None };
-    content.ok_or_else(|| "its text is malformed".into())
+    from_json(text).ok_or_else(|| "its text is malformed".into())
 }
 
 /// The text of a `file_offer`. PROTOCOL#file-messages, PROTOCOL#file_offer.
