@@ -462,6 +462,27 @@ fn each_claim_about_an_adversary_links_to_its_test() {
 }
 
 #[test]
+fn auditor_reads_as_many_lines_as_the_table_says() {
+    let (security, sources) = (document("SECURITY"), sources());
+    let (_, rows) = security.split_once("| files | questions | lines |").expect("the table");
+    let rows: Vec<_> = rows.split("\n\n").next().expect("rows").lines().skip(2).collect();
+    assert_eq!(rows.len(), 10);
+    for row in rows {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let lines = |path: &str| {
+            let files = sources.iter().filter(|(name, _)| name == path || name.starts_with(path));
+            let count: usize =
+                files.map(|(_, text)| code(text).filter(|line| !line.is_empty()).count()).sum();
+            assert!(count > 0, "{path} has no code");
+            count
+        };
+        let found: usize = cells[1].split(", ").map(|path| lines(path.trim_matches('`'))).sum();
+        let said: usize = cells[3].replace(',', "").parse().expect("a number");
+        assert!(found.abs_diff(said) <= said / 20, "{}: {found} lines, not {said}", cells[1]);
+    }
+}
+
+#[test]
 fn security_document_explains_every_dependency() {
     let arguments = ["tree", "--locked", "--offline", "-e", "no-dev", "--prefix", "none", "--format"];
     let tree = |extra: &[&str]| {
