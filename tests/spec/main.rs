@@ -3,6 +3,7 @@
 
 mod differential;
 mod interop;
+mod limits;
 mod matrix;
 mod models;
 mod pictures;

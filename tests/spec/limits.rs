@@ -1,0 +1,140 @@
+//! The table of limits and times in the specification is that of the code, and its clauses have the same numbers.
+
+use crate::tidy::{document, sources};
+use std::collections::BTreeSet;
+
+/// Constants of these files that are no limit of the protocol: sizes that follow from the primitives, and what only
+/// this server does.
+const OTHERS: [&str; 22] = [
+    "VERSION",
+    "RSA_BITS",
+    "RSA_BYTES",
+    "KEY_ID_BYTES",
+    "WRAPPED_BYTES",
+    "OAEP_BYTES",
+    "MAX_SPKI",
+    "PSS_SALT",
+    "VALID",
+    "MAX_PLAINTEXT",
+    "MAX_CIPHERTEXT",
+    "ANSWER_JITTER",
+    "PRESENCE_INTERVAL",
+    "MIN_OUTBOX",
+    "SWEEP",
+    "NOTICE",
+    "MAX_WRITERS",
+    "SPARE_DESCRIPTORS",
+    "MAPPINGS_PER_THREAD",
+    "MAX_REMEMBERED",
+    "DAY",
+    "DIGITS",
+];
+
+struct Row {
+    value: String,
+    clause: String,
+    file: String,
+    constant: String,
+}
+
+fn rows() -> Vec<Row> {
+    let specification = document("PROTOCOL");
+    let (_, table) = specification.split_once("| limit | value | kept by |").expect("the table");
+    let rows = table.split("\n\n").next().expect("rows").lines().skip(2).map(|row| {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let clause = cells[4].split(['[', ']']).nth(1).unwrap_or_default().to_string();
+        let names: Vec<_> = cells[5].split('`').skip(1).step_by(2).map(String::from).collect();
+        (clause, cells[2].to_string(), names)
+    });
+    rows.filter_map(|(clause, value, names)| match &names[..] {
+        [file, constant] => Some(Row { value, clause, file: file.clone(), constant: constant.clone() }),
+        _ => None,
+    })
+    .collect()
+}
+
+/// A value as the table has it, in bytes or milliseconds if it has a unit.
+fn value(text: &str) -> u64 {
+    let (number, unit) = text.split_once(' ').unwrap_or((text, ""));
+    let scale = match unit {
+        "" => 1,
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        "s" => 1000,
+        "minutes" => 60_000,
+        "hour" | "hours" => 3_600_000,
+        "days" => 24 * 3_600_000,
+        _ => panic!("{unit}"),
+    };
+    number.replace(',', "").parse::<u64>().expect("a number") * scale
+}
+
+/// The expression of a constant: a number, a product, or a duration, in milliseconds.
+fn evaluate(expression: &str) -> u64 {
+    let inner = |name: &str| expression.strip_prefix(name).and_then(|rest| rest.strip_suffix(')'));
+    if let Some(seconds) = inner("Duration::from_secs(") {
+        return evaluate(seconds) * 1000;
+    }
+    let factor = |factor: &str| factor.trim().replace('_', "").parse::<u64>().expect("a factor");
+    expression.split('*').map(factor).product()
+}
+
+/// The constants of a file: name and expression.
+fn constants(text: &str) -> Vec<(&str, &str)> {
+    let numbers = ["u32", "u64", "usize", "Duration"];
+    let all = text.split("const ").skip(1).filter_map(|rest| rest.split(';').next()?.split_once(" = "));
+    let named = all.filter_map(|(head, expression)| Some((head.split_once(": ")?, expression)));
+    named.filter(|((_, kind), _)| numbers.contains(kind)).map(|((name, _), it)| (name, it)).collect()
+}
+
+/// A clause's text: up to the next anchor.
+fn clause(name: &str) -> String {
+    let specification = document("PROTOCOL");
+    let (_, rest) = specification.split_once(&format!("<a id=\"{name}\">")).expect(name);
+    rest.split("<a id=").next().expect("a clause").to_string()
+}
+
+#[test]
+fn limits_of_the_specification_are_those_of_the_code() {
+    let sources = sources();
+    assert!(rows().len() > 60, "the table was found");
+    for Row { value: said, file, constant, .. } in rows() {
+        let (_, text) = sources.iter().find(|(name, _)| *name == file).expect(&file);
+        let all = constants(text);
+        let (_, expression) =
+            all.iter().find(|(name, _)| *name == constant).unwrap_or_else(|| panic!("{constant}"));
+        assert_eq!(value(&said), evaluate(expression), "{file} {constant}");
+    }
+}
+
+#[test]
+fn clauses_have_the_numbers_of_the_table_of_limits() {
+    for Row { value, clause: name, .. } in rows() {
+        let number = value.split(' ').next().expect("a number");
+        let word = match number {
+            "1" => "an",
+            "2" => "two",
+            "3" => "three",
+            "5" => "five",
+            _ => number,
+        };
+        let text = clause(&name);
+        let has = |it: &str| {
+            text.split(|c: char| !(c.is_alphanumeric() || c == ',')).any(|word| word.trim_matches(',') == it)
+        };
+        assert!(has(number) || has(word), "{name} lacks {value}");
+    }
+}
+
+#[test]
+fn each_limit_of_the_protocol_is_in_the_table() {
+    let listed: BTreeSet<_> = rows().into_iter().map(|row| (row.file, row.constant)).collect();
+    let is_shared = |file: &str| {
+        ["protocol/", "crypto/"].iter().any(|room| file.starts_with(room)) || file == "server/limits.rs"
+    };
+    for (file, text) in sources().iter().filter(|(file, _)| is_shared(file)) {
+        for (name, _) in constants(text).into_iter().filter(|(name, _)| !OTHERS.contains(name)) {
+            assert!(listed.contains(&(file.clone(), name.to_string())), "the table lacks {file} {name}");
+        }
+    }
+}
