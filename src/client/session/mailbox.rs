@@ -252,8 +252,13 @@ impl Mailbox {
             }
         } else {
             match incoming.open(cx, contacts, online, &message) {
-                Some(received) => self.keep(Some(number), received),
-                None => self.settled.push(number),
+                Some(received) if received.is_mail => self.keep(Some(number), received),
+                opened => {
+                    if opened.is_some() {
+                        incoming.refuse(cx, header, "it was not sealed for a mailbox");
+                    }
+                    self.settled.push(number);
+                }
             }
         }
     }

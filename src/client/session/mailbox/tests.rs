@@ -63,6 +63,33 @@ impl Home {
     }
 }
 
+/// A message of a day ago from one user to the reader.
+fn sealed(
+    from: usize,
+    sequence: u64,
+    text: &str,
+    key: &SessionKey,
+    change: impl FnOnce(&mut Header),
+) -> Box<EncryptedMessage> {
+    let identity = &IDENTITIES[from];
+    let mut header = Header {
+        kind: Kind::Message,
+        scope: Scope::Private,
+        recipient: Some(name(0)),
+        recipient_key: Some(key.fingerprint()),
+        from: name(from),
+        identity: identity.public().fingerprint(),
+        session: SESSIONS[from].fingerprint(),
+        sequence,
+        time: NOW - DAY,
+        again: None,
+    };
+    change(&mut header);
+    let sealed = Sealed::seal(header, identity, text.as_bytes());
+    let key = WrappedKey::new(&sealed.wrap_for(key.public()));
+    Box::new(EncryptedMessage { envelope: sealed.envelope, key })
+}
+
 /// A logged-in reader, and what the session has done.
 struct Reader {
     session: Session,
@@ -163,23 +190,7 @@ impl Reader {
     ) -> Box<EncryptedMessage> {
         let file = self.session.cx.account.mailbox.as_ref().expect("a file");
         let key = &file.keys().next().expect("a key").key;
-        let identity = &IDENTITIES[from];
-        let mut header = Header {
-            kind: Kind::Message,
-            scope: Scope::Private,
-            recipient: Some(name(0)),
-            recipient_key: Some(key.fingerprint()),
-            from: name(from),
-            identity: identity.public().fingerprint(),
-            session: SESSIONS[from].fingerprint(),
-            sequence,
-            time: NOW - DAY,
-            again: None,
-        };
-        change(&mut header);
-        let sealed = Sealed::seal(header, identity, text.as_bytes());
-        let key = WrappedKey::new(&sealed.wrap_for(key.public()));
-        Box::new(EncryptedMessage { envelope: sealed.envelope, key })
+        sealed(from, sequence, text, key, change)
     }
 
     /// The server answers with mail, and then with the keys that are requested.
@@ -480,10 +491,25 @@ fn only_a_message_to_this_user_for_a_mailbox_key_is_mail() {
     refuse(4, 2, &|header| header.recipient_key = Some(others), why);
     let why = "it cannot be decrypted";
     refuse(5, 1, &|header| header.recipient_key = Some(session_key), why);
-    let broadcast = |header: &mut Header| {
-        (header.scope, header.recipient, header.recipient_key) = (Scope::Broadcast, None, None);
-    };
-    refuse(6, 2, &broadcast, why);
+    refuse(6, 2, &as_broadcast, why);
+}
+
+fn as_broadcast(header: &mut Header) {
+    (header.scope, header.recipient, header.recipient_key) = (Scope::Broadcast, None, None);
+}
+
+/// PROTOCOL#mail-refusals.
+#[test]
+fn envelope_of_a_session_in_a_mail_is_confirmed_and_not_shown() {
+    let home = Home::with_key(1);
+    let mut reader = Reader::new(&home);
+    let kinds: [fn(&mut Header); 3] = [|_| {}, |header| header.kind = Kind::FileOffer, as_broadcast];
+    for (number, change) in (1..).zip(kinds) {
+        let message = sealed(1, number, "{}", &reader.session.cx.account.current(), change);
+        reader.gets(vec![(number, message)], true);
+        assert_eq!((reader.mail.len(), reader.confirms()), (0, vec![number]));
+    }
+    assert!(reader.lines.iter().any(|line| line.ends_with("it was not sealed for a mailbox")));
 }
 
 /// PROTOCOL#mail-refusals.
