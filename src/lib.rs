@@ -71,7 +71,8 @@
 //!   can make grow has a limit, except accounts and the records of new passwords, which are limited in rate only.
 //!   ([`outbox`](server::session::outbox) states the order of the locks.)
 //! - All text from others is sanitised at one point, [`client::text::sanitise`].
-
+//!
+#![doc = include_str!("SECURITY.md")]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -3,6 +3,8 @@
 //!
 //! Invariant: everything from the server is hostile until checked; both front ends ([`screen`] and [`plain`]) show the
 //! same entries of the same session, and use the same `backend`.
+//!
+#![doc = include_str!("MANUAL.md")]
 
 pub mod audience;
 mod backend;

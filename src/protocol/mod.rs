@@ -3,6 +3,8 @@
 //!
 //! Invariant: a decoded message has valid types, lengths and names; other rooms check its meaning. A line is one JSON
 //! object whose `type` names the message, and unknown members are ignored. Specification: PROTOCOL#messages.
+//!
+#![doc = include_str!("PROTOCOL.md")]
 
 mod by_name;
 mod fields;

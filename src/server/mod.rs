@@ -9,6 +9,8 @@
 //! in [`limits`].
 //!
 //! Lock order: see [`session::outbox`].
+//!
+#![doc = include_str!("OPERATING.md")]
 
 pub mod accept;
 pub mod connection;

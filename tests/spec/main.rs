@@ -11,4 +11,5 @@ mod pictures;
 mod support;
 mod tidy;
 mod vectors;
+mod vectors_in_text;
 mod wycheproof;
