@@ -4,8 +4,11 @@ use crate::tidy::document;
 use miniserde::json::{self, Value};
 use std::path::Path;
 
-/// For each marker of the specification: places in `vectors.json`, and the members that it shows.
-const BLOCKS: [(&str, &[(&str, &[&str])]); 24] = [
+/// Places in `vectors.json`, and the members of each that a block shows.
+type Shown = &'static [(&'static str, &'static [&'static str])];
+
+/// The block of each marker in the specification.
+const BLOCKS: [(&str, Shown); 24] = [
     ("fingerprint", &[("identity", &["fingerprint", "short"])]),
     (
         "primitives",
@@ -57,8 +60,7 @@ const BLOCKS: [(&str, &[(&str, &[&str])]); 24] = [
     ("history-chain", &[("history", &["text"])]),
     ("mailbox-file-record", &[("mailbox_file", &["key", "text"])]),
 ];
-const KEYS: (&str, &[(&str, &[&str])]) =
-    ("keys", &[("identity", &["pkcs8", "spki"]), ("session", &["pkcs8", "spki"])]);
+const KEYS: (&str, Shown) = ("keys", &[("identity", &["pkcs8", "spki"]), ("session", &["pkcs8", "spki"])]);
 const END: &str = "<!-- end of vectors -->";
 /// Characters of a value on one line.
 const WIDTH: usize = 96;
@@ -89,7 +91,7 @@ fn folded(text: &str) -> Vec<String> {
     text.lines().flat_map(fold).collect()
 }
 
-fn block(vectors: &Value, shown: &[(&str, &[&str])]) -> String {
+fn block(vectors: &Value, shown: Shown) -> String {
     let mut lines = vec!["```text".to_string()];
     for (place, members) in shown {
         for member in *members {
