@@ -526,7 +526,7 @@ impl Contacts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::keys::IdentityKey;
+    use crate::crypto::keys::{IdentityKey, SessionKey};
     use crate::crypto::secret::random;
     use crate::encoding::Bytes;
     use std::fs;
@@ -558,6 +558,21 @@ mod tests {
             assert_eq!(contacts.accept(&keys.name).expect("stored"), is_doubtful);
             assert_eq!(contacts.learn(&keys, 0), Learned::Known);
             assert!(contacts.get(&keys.name).identity.is_some());
+        }
+        fs::remove_dir_all(folder).expect("clean up");
+    }
+    /// PROTOCOL#ask-keys.
+    #[test]
+    fn key_that_the_server_no_longer_shows_is_forgotten() {
+        let folder = std::env::temp_dir().join(format!("contacts-{}", u64::from_be_bytes(random())));
+        fs::create_dir(&folder).expect("a folder");
+        let mut contacts = Contacts::new(TrustStore::open(&folder, "a:1").expect("files"));
+        let (bob, identity): (Username, _) = ("bob".parse().expect("name"), IdentityKey::generate());
+        let certificate = identity.certify(&bob, &SessionKey::generate(), 0);
+        for session in [Some(&certificate), None] {
+            let keys = PersonKeys::new(bob.clone(), identity.public().spki(), session);
+            assert_eq!(contacts.learn(&keys, 0), Learned::Known);
+            assert_eq!(contacts.get(&bob).key.is_some(), session.is_some());
         }
         fs::remove_dir_all(folder).expect("clean up");
     }

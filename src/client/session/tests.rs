@@ -1129,14 +1129,19 @@ fn message_refused_without_a_key_is_not_also_missing() {
     assert_eq!((net.count("<bob -> alice> four"), net.count("missing")), (1, 0), "{:#?}", net.lines(0));
 }
 
+/// An envelope of a user whose key nobody knows.
+fn sample_from(from: &str) -> ServerMessage {
+    let mut envelope = Envelope::sample();
+    envelope.header.from = from.parse().expect("name");
+    let message = EncryptedMessage { envelope, key: WrappedKey::new(&[0; WRAPPED_BYTES]) };
+    ServerMessage::EncryptedMessage(Box::new(message))
+}
+
 #[test]
 fn envelopes_that_wait_for_keys_are_limited() {
     let mut net = Net::new();
     let mut arrive = |from: &str, refused: &str| {
-        let mut envelope = Envelope::sample();
-        envelope.header.from = from.parse().expect("name");
-        let message = EncryptedMessage { envelope, key: WrappedKey::new(&[0; WRAPPED_BYTES]) };
-        net.server(0, ServerMessage::EncryptedMessage(Box::new(message)));
+        net.server(0, sample_from(from));
         net.count(refused)
     };
     let full = "too many messages are waiting for a key";
@@ -1146,6 +1151,68 @@ fn envelopes_that_wait_for_keys_are_limited() {
     }
     assert_eq!(arrive("late", full), 2, "of all senders");
     assert_eq!(arrive("alice", "its sender is invalid"), 1);
+}
+
+/// PROTOCOL#check-identity.
+#[test]
+fn refused_envelopes_leave_room_for_others_to_wait() {
+    let mut net = Net::new();
+    for sender in 0..17 {
+        (0..64).for_each(|_| net.server(0, sample_from(&format!("eve-{sender}"))));
+        net.settle();
+    }
+    assert_eq!(net.count("too many messages are waiting for a key"), 0);
+}
+
+/// PROTOCOL#check-identity.
+#[test]
+fn new_session_asks_again_for_awaited_keys() {
+    let mut net = Net::new();
+    net.server(0, sample_from("eve"));
+    let asks = |net: &mut Net| {
+        let is_for_eve = |said: &ClientMessage| match said {
+            ClientMessage::KeysRequest(request) => request.names.iter().any(|name| name.as_str() == "eve"),
+            _ => false,
+        };
+        std::mem::take(&mut net.said[0]).iter().any(is_for_eve)
+    };
+    assert!(asks(&mut net));
+    net.event(0, new_login());
+    assert!(asks(&mut net));
+}
+
+/// PROTOCOL#sequence.
+#[test]
+fn numbers_begin_again_with_a_new_session_key() {
+    let mut net = Net::new();
+    net.type_in(0, "/msg bob zero");
+    net.settle();
+    let send = |net: &mut Net, line: &str| {
+        net.type_in(0, line);
+        let Some(ClientMessage::EncryptedSend(send)) = net.said[0].back() else {
+            panic!("{line} was not sent")
+        };
+        let sequence = send.envelope.header.sequence;
+        net.settle();
+        sequence
+    };
+    assert_eq!(["/msg bob one", "to all", "to all"].map(|line| send(&mut net, line)), [2, 1, 2]);
+    net.renew(0);
+    assert_eq!(["/msg bob two", "to all"].map(|line| send(&mut net, line)), [1, 1]);
+}
+
+/// PROTOCOL#newest.
+#[test]
+fn own_certificates_are_remembered_for_the_next_login() {
+    let mut net = Net::new();
+    net.renew(0);
+    let created = net.keys[0].created;
+    let owner = net.sessions[0].cx.account.fingerprint();
+    net.type_in(0, "/exit");
+    net.settle();
+    net.event(0, Event::Tick);
+    let files = TrustStore::open(&net.folder, "server-0").expect("files");
+    assert_eq!(files.newest(&name(0), owner, false, NOW).map(|(created, _)| created), Some(created));
 }
 
 /// PROTOCOL#presence-lists.
@@ -1394,6 +1461,11 @@ fn decision_of_another_client_of_the_folder_counts() {
     let mut other = TrustStore::open(&net.folder, "server-0").expect("files");
     other.remember(&name(1), Fingerprint([1; 32]), Trust::Verified).expect("stored");
     net.event(0, Event::Tick);
+    let bob = net.sessions[0].contacts.find(&name(1)).expect("bob");
+    assert!(
+        bob.identity.is_none() && bob.key.is_none(),
+        "nothing is read or sealed until the keys are known"
+    );
     net.settle();
     net.type_in(0, "/msg bob two");
     net.settle();

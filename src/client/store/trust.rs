@@ -419,6 +419,23 @@ mod tests {
         }
     }
 
+    /// PROTOCOL#newest-certificate.
+    #[test]
+    fn certificate_ahead_of_the_clock_is_replaced_by_any_other() {
+        let at = |created| Certificate {
+            server: "a:1".into(),
+            name: "bob".parse().expect("name"),
+            identity: Fingerprint([1; 32]),
+            created,
+            key: Fingerprint([2; 32]),
+            mailbox: None,
+        };
+        let now = clock::now_ms();
+        let (former, newer, ahead) = (at(now - 1), at(now), at(now + 3 * 3_600_000));
+        assert!(newer.replaces(&former) && !former.replaces(&newer) && !newer.replaces(&at(now)));
+        assert!(former.replaces(&ahead) && !ahead.replaces(&former));
+    }
+
     #[test]
     fn decisions_persist_per_server_and_damage_is_an_error() {
         let folder = Folder::new();

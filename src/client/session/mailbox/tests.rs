@@ -5,7 +5,7 @@ use super::super::{NewKey, Session};
 use super::*;
 use crate::client::options::{self, Request};
 use crate::client::store::trust::{Ignored, TrustStore};
-use crate::crypto::envelope::{Header, Kind, Scope, Sealed};
+use crate::crypto::envelope::{Header, Kind, Scope, Sealed, Word};
 use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::secret::random;
 use crate::disk;
@@ -128,6 +128,10 @@ impl Reader {
                 Effect::Do(Action::Hold(holds)) => self.holds = holds,
                 Effect::Do(Action::MakeMailboxKey) => self.wants_key = true,
                 Effect::Show(Display::Mail(entries)) => {
+                    assert!(
+                        entries.iter().all(|entry| entry.time <= NOW),
+                        "a later time is shown as the present"
+                    );
                     self.mail.extend(entries.iter().map(|entry| entry.line()));
                 }
                 Effect::Show(Display::Entry(entry)) => self.lines.push(entry.line()),
@@ -324,7 +328,7 @@ fn mail_of_many_logins_with_odd_times_is_no_replay() {
     let mut reader = Reader::new(&home);
     for n in 1..=100u64 {
         let message = reader.changed(1, 1, "x", |header| {
-            (header.session, header.time) = (Fingerprint([n as u8; 32]), NOW - n * 1000);
+            (header.session, header.time) = (Fingerprint([n as u8; 32]), NOW + 50_000 - n * 1000);
         });
         reader.gets(vec![(n, message)], n < 100);
     }
@@ -531,6 +535,12 @@ fn mail_that_arrives_live_is_mail_and_is_shown_once() {
     reader.server(ServerMessage::EncryptedMessage(notice));
     assert!(reader.lines.iter().any(|line| line.ends_with("only messages can wait in a mailbox")));
     assert!(!reader.lines.iter().any(|line| line.contains("dated")), "its age is no problem");
+    let later = Scope::Later(Word::new("sealed").expect("short"));
+    reader.lines.clear();
+    let message = reader.changed(2, 1, "x", |header| header.scope = later);
+    reader.server(ServerMessage::EncryptedMessage(message));
+    reader.answer_keys();
+    assert!(reader.lines.iter().any(|line| line.ends_with("only messages can wait in a mailbox")));
 }
 
 /// PROTOCOL#mail-order.
