@@ -122,7 +122,7 @@ pub fn repository(path: &str) -> String {
 pub fn block(head: &str) -> String {
     let manual = repository("src/server/OPERATING.md");
     let begins = |block: &&str| block.starts_with(head);
-    let block = manual.split("\n```\n").chain(manual.split("\n```ini\n")).find(begins);
+    let block = manual.split("\n```text\n").chain(manual.split("\n```ini\n")).find(begins);
     let block = block.unwrap_or_else(|| panic!("no block {head}"));
     block.split("\n```").next().unwrap_or_default().to_string() + "\n"
 }
