@@ -139,7 +139,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::window::ACK_BYTES;
+    use crate::wire::window::{ACK_BYTES, ACK_FRAMES};
 
     #[test]
     fn documented_limits_are_the_ones_enforced() {
@@ -153,7 +153,13 @@ mod tests {
         let thousands = |n: usize| format!("{},{:03}", n / 1000, n % 1000);
         let usual = Limits::for_machine(1 << 20, 65_530);
         for promise in [
+            format!("`ack` is sent when {ACK_FRAMES} frames or {} KiB have been", ACK_BYTES / kib),
+            format!("waits for many clients (about {} MiB in all)", MAX_WAITING_PACKETS / kib / kib),
             format!("recipient for which at most {} KiB wait", 2 * ACK_BYTES / kib),
+            format!(
+                "If the throttling lasts over {} s, the transfer's grant is taken back",
+                PACKET_PATIENCE.as_secs()
+            ),
             format!("the server serves {} at once (a thread each)", thousands(MAX_WRITERS)),
             format!("`--outbox KIB` | {} (at least {})", usual.outbox / kib, MIN_OUTBOX / kib),
             format!("({} with 65,530 mappings)", thousands(usual.clients)),

@@ -1,6 +1,6 @@
 //! The table of limits and times in the specification is that of the code, and its clauses have the same numbers.
 
-use crate::tidy::{document, sources};
+use crate::tidy::{document, rows, sources};
 use std::collections::BTreeSet;
 
 /// Constants of these files that are no limit of the protocol: sizes that follow from the primitives, and what only
@@ -37,20 +37,17 @@ struct Row {
     constant: String,
 }
 
-fn rows() -> Vec<Row> {
-    let specification = document("PROTOCOL");
-    let (_, table) = specification.split_once("| limit | value | kept by |").expect("the table");
-    let rows = table.split("\n\n").next().expect("rows").lines().skip(2).map(|row| {
-        let cells: Vec<_> = row.split('|').map(str::trim).collect();
-        let clause = cells[4].split(['[', ']']).nth(1).unwrap_or_default().to_string();
-        let names: Vec<_> = cells[5].split('`').skip(1).step_by(2).map(String::from).collect();
-        (clause, cells[2].to_string(), names)
-    });
-    rows.filter_map(|(clause, value, names)| match &names[..] {
-        [file, constant] => Some(Row { value, clause, file: file.clone(), constant: constant.clone() }),
-        _ => None,
-    })
-    .collect()
+/// The rows of the table, without the names of its groups.
+fn limits() -> Vec<Row> {
+    let rows = rows(&document("PROTOCOL"), "| limit | value | kept by |");
+    let limit = |cells: Vec<String>| {
+        let [_, value, _, clause, place] = &cells[..] else { panic!("{cells:?}") };
+        let (file, constant) = place.trim_matches('`').split_once("` `")?;
+        let clause = clause.split(['[', ']']).nth(1)?;
+        let [value, clause, file, constant] = [value, clause, file, constant].map(String::from);
+        Some(Row { value, clause, file, constant })
+    };
+    rows.into_iter().filter_map(limit).collect()
 }
 
 /// A value as the table has it, in bytes or milliseconds if it has a unit.
@@ -97,8 +94,8 @@ fn clause(name: &str) -> String {
 #[test]
 fn limits_of_the_specification_are_those_of_the_code() {
     let sources = sources();
-    assert!(rows().len() > 60, "the table was found");
-    for Row { value: said, file, constant, .. } in rows() {
+    assert!(limits().len() > 60, "the table was found");
+    for Row { value: said, file, constant, .. } in limits() {
         let (_, text) = sources.iter().find(|(name, _)| *name == file).expect(&file);
         let all = constants(text);
         let (_, expression) =
@@ -109,7 +106,7 @@ fn limits_of_the_specification_are_those_of_the_code() {
 
 #[test]
 fn clauses_have_the_numbers_of_the_table_of_limits() {
-    for Row { value, clause: name, .. } in rows() {
+    for Row { value, clause: name, .. } in limits() {
         let number = value.split(' ').next().expect("a number");
         let word = match number {
             "1" => "an",
@@ -128,7 +125,7 @@ fn clauses_have_the_numbers_of_the_table_of_limits() {
 
 #[test]
 fn each_limit_of_the_protocol_is_in_the_table() {
-    let listed: BTreeSet<_> = rows().into_iter().map(|row| (row.file, row.constant)).collect();
+    let listed: BTreeSet<_> = limits().into_iter().map(|row| (row.file, row.constant)).collect();
     let is_shared = |file: &str| {
         ["protocol/", "crypto/"].iter().any(|room| file.starts_with(room)) || file == "server/limits.rs"
     };

@@ -1,6 +1,6 @@
 //! The last table of the security document: what stands behind each clause of the specification.
 
-use super::tidy::{anchors, cited, cited_above, clauses, document, sources, texts};
+use super::tidy::{anchors, cited, cited_above, clauses, document, sources, texts, writes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -106,7 +106,7 @@ fn matrix() -> String {
 fn matrix_of_the_security_document_is_as_it_should_be() {
     let (document, matrix) = (document("SECURITY"), matrix());
     let (before, _) = document.split_once(HEAD).expect("the document has the table's head");
-    if std::env::var("MATRIX").is_ok_and(|value| value == "write") {
+    if writes("MATRIX") {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/SECURITY.md");
         return std::fs::write(path, format!("{before}{matrix}")).expect("written");
     }

@@ -1,5 +1,6 @@
 //! The pictures in `tests/pictures`: the screen as the client draws it, as SVG, for a dark and a light page.
 
+use crate::tidy::writes;
 use secure_messenger::client::audience::{Audience, Partners};
 use secure_messenger::client::command::COMMANDS;
 use secure_messenger::client::entry::{Entry, Place, SendState, Source};
@@ -205,7 +206,7 @@ fn pictures_show_the_screen_as_it_is() {
     for (scene, frame) in &scenes {
         for theme in THEMES {
             let (path, picture) = (folder.join(format!("{scene}-{}.svg", theme.0)), svg(frame, theme));
-            if std::env::var("PICTURES").is_ok_and(|value| value == "write") {
+            if writes("PICTURES") {
                 std::fs::write(&path, &picture).expect("written");
             }
             let kept = std::fs::read_to_string(&path).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! The vectors that the specification shows are those of `tests/vectors/vectors.json`.
 
-use crate::tidy::document;
+use crate::tidy::{document, writes};
 use miniserde::json::{self, Value};
 use std::path::Path;
 
@@ -82,11 +82,11 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// The lines of a value, folded.
+/// The lines of a value, folded at [`WIDTH`].
 fn folded(text: &str) -> Vec<String> {
-    let letters = |line: &str| line.chars().collect::<Vec<_>>();
     let fold = |line: &str| {
-        letters(line).chunks(WIDTH).map(|part| part.iter().collect::<String>()).collect::<Vec<_>>()
+        let letters: Vec<char> = line.chars().collect();
+        letters.chunks(WIDTH).map(String::from_iter).collect::<Vec<_>>()
     };
     text.lines().flat_map(fold).collect()
 }
@@ -117,7 +117,7 @@ fn vectors_in_the_specification_are_those_of_the_file() {
     let mut document = document("PROTOCOL");
     let markers = document.matches("<!-- vectors: ").count();
     assert_eq!(markers, BLOCKS.len() + 1, "each marker has a row above");
-    let is_writing = std::env::var("VECTORS").is_ok_and(|value| value == "write");
+    let is_writing = writes("VECTORS");
     for (name, shown) in BLOCKS.iter().chain([&KEYS]) {
         let marker = format!("<!-- vectors: {name} -->\n\n");
         let (before, rest) = document.split_once(&marker).unwrap_or_else(|| panic!("no marker for {name}"));

@@ -530,15 +530,20 @@ mod tests {
     use crate::crypto::secret::random;
     use crate::encoding::Bytes;
     use std::fs;
+    use std::path::PathBuf;
+
+    /// Contacts with these records, and their folder, which the test removes.
+    fn contacts(records: &str) -> (Contacts, PathBuf) {
+        let folder = std::env::temp_dir().join(format!("contacts-{}", u64::from_be_bytes(random())));
+        fs::create_dir(&folder).expect("a folder");
+        fs::write(folder.join("known_users"), records).expect("written");
+        (Contacts::new(TrustStore::open(&folder, "a:1").expect("files")), folder)
+    }
 
     /// OPERATING#records.
     #[test]
     fn key_whose_record_was_torn_is_used_after_a_decision() {
-        let folder = std::env::temp_dir().join(format!("contacts-{}", u64::from_be_bytes(random())));
-        fs::create_dir(&folder).expect("a folder");
-        fs::write(folder.join("known_users"), "{\"server\":\"a:1\",\"name\":\"bob\",\"iden")
-            .expect("written");
-        let mut contacts = Contacts::new(TrustStore::open(&folder, "a:1").expect("files"));
+        let (mut contacts, folder) = contacts("{\"server\":\"a:1\",\"name\":\"bob\",\"iden");
         let identity = Bytes(IdentityKey::generate().public().spki());
         for (name, is_doubtful) in [("bob", true), ("carol", false)] {
             let name: Username = name.parse().expect("name");
@@ -561,12 +566,11 @@ mod tests {
         }
         fs::remove_dir_all(folder).expect("clean up");
     }
+
     /// PROTOCOL#ask-keys.
     #[test]
     fn key_that_the_server_no_longer_shows_is_forgotten() {
-        let folder = std::env::temp_dir().join(format!("contacts-{}", u64::from_be_bytes(random())));
-        fs::create_dir(&folder).expect("a folder");
-        let mut contacts = Contacts::new(TrustStore::open(&folder, "a:1").expect("files"));
+        let (mut contacts, folder) = contacts("");
         let (bob, identity): (Username, _) = ("bob".parse().expect("name"), IdentityKey::generate());
         let certificate = identity.certify(&bob, &SessionKey::generate(), 0);
         for session in [Some(&certificate), None] {

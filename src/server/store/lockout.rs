@@ -294,6 +294,20 @@ mod tests {
     }
 
     #[test]
+    fn failures_count_and_locks_hold_as_long_as_specified() {
+        let specification = include_str!("../../protocol/PROTOCOL.md");
+        let specification = specification.split_whitespace().collect::<Vec<_>>().join(" ");
+        let minutes = LOCKOUT.as_secs() / 60;
+        let promise = format!(
+            "There is a count for each name (in any letter case, existing or not) and one for each address. A count \
+             begins with its first failure and ends {minutes} minutes later. - When it reaches {MAX_FAILURES} for a \
+             name, or {MAX_FAILURES_PER_ADDRESS} for an address, the answer to `login_request` and to the response is \
+             `locked` with `retry_after` seconds, for {minutes} minutes from then."
+        );
+        assert!(specification.contains(&promise), "{promise}");
+    }
+
+    #[test]
     fn storm_of_names_evicts_no_lock() {
         let (lockout, _folder) = lockout();
         (0..MAX_FAILURES).for_each(|_| assert!(lockout.count(&name("alice"), HERE).is_ok()));
