@@ -431,8 +431,17 @@ mod tests {
             public_key: Bytes(p.identity.public().spki()),
         };
         let account = known.then(|| p.account.clone());
-        let (pending, challenge) =
-            PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
+        let pending = PendingLogin::new(request, account, &Key::new([1; 32])).expect("challenge");
+        answer(p, pending, change, exporter)
+    }
+
+    /// The rest of a login, after its challenge.
+    fn answer(
+        p: &Person,
+        (pending, challenge): (PendingLogin, Challenge),
+        change: impl FnOnce(&mut ChallengeResponse),
+        exporter: &[u8],
+    ) -> Result<Authenticated, Failure> {
         let certificate = p.identity.certify(&p.name, &p.session, NOW);
         let session = (&p.session, certificate);
         let key = PasswordKey::derive(&p.password, &challenge).expect("acceptable rounds");
@@ -458,6 +467,21 @@ mod tests {
         denied(login(&p, true, |r| r.created += 1, b"exporter"));
         let other = SessionKey::generate();
         denied(login(&p, true, |r| r.session_key = Bytes(other.public().spki()), b"exporter"));
+    }
+
+    /// PROTOCOL#unknown-name.
+    #[test]
+    fn unknown_name_is_denied_even_with_its_dummy_values() {
+        let p = person("alice");
+        let request = LoginRequest {
+            version: VERSION,
+            username: p.name.clone(),
+            public_key: Bytes(p.identity.public().spki()),
+        };
+        let new = PendingLogin::new(request, Some(p.account.clone()), &Key::new([1; 32]));
+        let (mut pending, challenge) = new.expect("challenge");
+        pending.is_known = false;
+        assert_eq!(answer(&p, (pending, challenge), |_| (), b"exporter").err(), Some(denied()));
     }
 
     /// PROTOCOL#two-clocks.

@@ -1138,6 +1138,42 @@ fn sample_from(from: &str) -> ServerMessage {
 }
 
 #[test]
+fn users_whom_a_server_invents_are_limited() {
+    let mut net = Net::new();
+    let contacts = &mut net.sessions[0].contacts;
+    let invented: Vec<Username> = (0..50_100).map(|n| format!("u{n}").parse().expect("name")).collect();
+    let admitted = invented.iter().filter(|name| contacts.admits(name)).count();
+    assert!((49_900..=50_000).contains(&admitted), "{admitted}");
+    assert!(contacts.admits(&invented[0]) && !contacts.admits(&invented[50_099]));
+}
+
+#[test]
+fn key_of_a_stranger_beyond_the_limit_is_refused() {
+    let key = crate::encoding::base64(&[7; 32]);
+    let record = |n: usize| {
+        format!(
+            "{{\"server\":\"server-0\",\"name\":\"u{n}\",\"identity\":\"{key}\",\"verified\":true,\"decided\":true}}\n"
+        )
+    };
+    for (records, is_room) in [(49_999, true), (50_000, false)] {
+        let records: String = (0..records).map(record).collect();
+        let mut net = Net::with_records(&records, 2);
+        net.type_in(0, "/msg bob one");
+        net.settle();
+        assert_eq!(net.lines(1).len(), usize::from(is_room), "{:#?}", net.shown[0]);
+        assert_eq!(net.count("already remembers as many users as it can") == 0, is_room);
+    }
+}
+
+/// PROTOCOL#room-notices.
+#[test]
+fn notice_of_a_room_with_text_is_refused() {
+    let mut net = Net::new();
+    net.bob_sends(Kind::RoomOpened, Scope::Room, 1, NOW, b"x");
+    assert_eq!(net.count("its fields contradict each other"), 1, "{:#?}", net.shown[0]);
+}
+
+#[test]
 fn envelopes_that_wait_for_keys_are_limited() {
     let mut net = Net::new();
     let mut arrive = |from: &str, refused: &str| {
