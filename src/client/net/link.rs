@@ -398,12 +398,12 @@ mod tests {
     use super::super::connect::connect;
     use super::super::login::Credentials;
     use super::*;
+    use crate::auth::PendingResume;
     use crate::client::options::{Options, Request, parse};
     use crate::crypto::envelope::Envelope;
-    use crate::crypto::keys::IdentityKey;
+    use crate::crypto::keys::{IdentityKey, SessionKey};
     use crate::crypto::secret::{Key, Password};
-    use crate::encoding::Fixed;
-    use crate::protocol::{EncryptedMessage, Received as Taken, ResumeChallenge, VERSION, WrappedKey};
+    use crate::protocol::{EncryptedMessage, Received as Taken, WrappedKey};
     use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
     use std::sync::mpsc::{Receiver, channel};
@@ -421,7 +421,9 @@ mod tests {
 
     impl End {
         fn accept(listener: &TcpListener) -> End {
-            End(BufReader::new(listener.accept().expect("the client connects").0))
+            let socket = listener.accept().expect("the client connects").0;
+            socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a time");
+            End(BufReader::new(socket))
         }
 
         fn say(&mut self, message: &ServerMessage) {
@@ -435,13 +437,18 @@ mod tests {
         }
 
         fn resumes(listener: &TcpListener, received: u64) -> End {
+            End::resumes_with(listener, received, &[]).0
+        }
+
+        /// Also returns which of these tokens the client has proven.
+        fn resumes_with(listener: &TcpListener, received: u64, tokens: &[Key]) -> (End, Option<usize>) {
             let mut end = End::accept(listener);
-            assert!(matches!(end.hear(), Some(ClientMessage::ResumeRequest(_))));
-            let nonce = Fixed(random());
-            end.say(&ServerMessage::ResumeChallenge(ResumeChallenge { version: VERSION, nonce }));
-            assert!(matches!(end.hear(), Some(ClientMessage::Resume(_))));
+            let Some(ClientMessage::ResumeRequest(request)) = end.hear() else { panic!("no request") };
+            let (pending, challenge) = PendingResume::new(request.username);
+            end.say(&ServerMessage::ResumeChallenge(challenge));
+            let Some(ClientMessage::Resume(answer)) = end.hear() else { panic!("no answer") };
             end.say(&ServerMessage::Resumed(Taken { received }));
-            end
+            (end, pending.verify(&answer, b"", tokens))
         }
     }
 
@@ -542,7 +549,6 @@ mod tests {
     fn taken_direct_messages_are_acknowledged_on_a_quiet_line() {
         let hour = Duration::from_secs(3600);
         let (link, _listener, mut end, woken) = link(Patience { owed: hour, idle: hour, ..PATIENCE });
-        end.0.get_ref().set_read_timeout(Some(Duration::from_secs(60))).expect("a time");
         for round in 1..4 {
             let mut envelope = Envelope::sample();
             envelope.header.recipient = "alice".parse().ok();
@@ -565,5 +571,91 @@ mod tests {
             assert!(matches!(next(&link, &woken), Event::Server(ServerMessage::Error(_))));
         }
         assert!(matches!(end.hear(), Some(ClientMessage::Ack(_))));
+    }
+
+    /// PROTOCOL#renew.
+    #[test]
+    fn only_the_answer_to_a_renewal_brings_a_token() {
+        let (link, listener, mut end, woken) = link(PATIENCE);
+        let (name, key) = ("alice".parse().expect("name"), SessionKey::generate());
+        let renew = ClientMessage::Renew(Box::new(IdentityKey::generate().certify(&name, &key, 1)));
+        let other = ClientMessage::KeysRequest(crate::protocol::KeysRequest { names: vec![name] });
+        let say = |message: &ClientMessage, end: &mut End| {
+            assert!(link.send(message));
+            while end.hear().expect("a message").encode() != message.encode() {}
+        };
+        let grant = |token: &Key, end: &mut End| {
+            let session = crate::protocol::Session { token: token.duplicate(), expires: 1, newest: 1 };
+            end.say(&ServerMessage::Session(session));
+            assert!(matches!(next(&link, &woken), Event::Server(ServerMessage::Session(_))));
+        };
+        let [of_former_session, unrequested, new, after_another] = [1, 2, 3, 4].map(|n| Key::new([n; 32]));
+        say(&renew, &mut end);
+        link.shared.queue.restart();
+        link.begin();
+        grant(&of_former_session, &mut end);
+        grant(&unrequested, &mut end);
+        say(&renew, &mut end);
+        grant(&new, &mut end);
+        say(&other, &mut end);
+        grant(&after_another, &mut end);
+        drop(end);
+        let tokens = [of_former_session, unrequested, new, after_another];
+        assert_eq!(End::resumes_with(&listener, 0, &tokens).1, Some(2));
+    }
+
+    /// PROTOCOL#ack-true.
+    #[test]
+    fn acknowledgement_of_unsent_frames_ends_the_client() {
+        for resumes in [false, true] {
+            let (link, listener, mut end, woken) = link(PATIENCE);
+            if resumes {
+                drop(end);
+                end = End::resumes(&listener, 1);
+            } else {
+                end.say(&ServerMessage::Ack(Taken { received: 1 }));
+            }
+            let why = loop {
+                if let Event::Closed(why) = next(&link, &woken) {
+                    break why;
+                }
+            };
+            assert!(why.contains("acknowledge"), "{why}");
+            drop(end);
+        }
+    }
+
+    /// PROTOCOL#ack-when.
+    #[test]
+    fn pong_ping_logout_and_end_come_after_an_acknowledgement() {
+        let cases: [fn(&Link, &mut End); 4] = [
+            |_, end| end.say(&ServerMessage::Ping),
+            |link, _| link.owes(Some(Instant::now())),
+            |link, _| assert!(link.send(&ClientMessage::Logout)),
+            |link, _| link.end(),
+        ];
+        for (number, case) in cases.into_iter().enumerate() {
+            let (link, _listener, mut end, woken) =
+                link(Patience { owed: Duration::from_millis(10), ..PATIENCE });
+            end.say(&ServerMessage::error(crate::protocol::ErrorCode::Malformed, "x"));
+            assert!(matches!(next(&link, &woken), Event::Server(ServerMessage::Error(_))));
+            case(&link, &mut end);
+            let heard = end.hear();
+            assert!(matches!(&heard, Some(ClientMessage::Ack(Taken { received: 1 }))), "{number}");
+        }
+    }
+
+    /// PROTOCOL#elsewhere.
+    #[test]
+    fn final_error_ends_the_client_without_another_attempt() {
+        let (link, listener, mut end, woken) = link(PATIENCE);
+        end.say(&ServerMessage::error(crate::protocol::ErrorCode::SignedInElsewhere, "x"));
+        assert!(matches!(next(&link, &woken), Event::Server(ServerMessage::Error(_))));
+        // It may have closed the connection already.
+        let _ = end.0.get_mut().write_all(&ServerMessage::Ping.encode());
+        assert!(end.hear().is_none(), "the client closes the connection");
+        drop((link, end));
+        listener.set_nonblocking(true).expect("a listener");
+        assert!(listener.accept().is_err());
     }
 }
