@@ -601,6 +601,27 @@ fn screen_names_all_members_and_resends_to_those_who_missed_it() {
     assert_eq!(lines.iter().filter(|line| line.contains("where are you?")).count(), 1, "{lines:#?}");
 }
 
+/// MANUAL#leaving, MANUAL#absent-users.
+#[test]
+fn exit_and_login_point_to_messages_in_hidden_views() {
+    let (server, terminal, mut bob) = alice_and_bob();
+    bob.say("/msg alice precious");
+    terminal.expect(" [1 everyone]  2 bob? (1) · online");
+    terminal.keys(&["C-c"]);
+    let screen = terminal.expect("* here is an unread message; /exit again leaves");
+    assert!(screen.contains("[private bob? → alice] precious"), "{screen}");
+    terminal.enter("/exit");
+    terminal.wait_for_shell();
+    terminal.expect_status(0);
+    bob.ask("/msg alice from afar", "* kept for alice until they log in");
+    bob.ask("/msg alice again", "* kept for alice until they log in (\"again\")");
+    terminal.enter(&terminal.unasked(server.port, "alice").replace("--register ", ""));
+    terminal.expect("* messages have waited for you: bob (2); /view NAME shows them");
+    terminal.keys(&["C-c"]);
+    let screen = terminal.expect("* here are 2 unread messages; /exit again leaves");
+    assert!(screen.contains("from afar") && screen.contains("again"), "{screen}");
+}
+
 #[test]
 fn failed_message_shows_why_and_one_key_resends_it() {
     let (server, terminal, bob) = alice_and_bob();

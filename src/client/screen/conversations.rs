@@ -241,13 +241,26 @@ impl Conversations {
             }
             self.show(entry, day);
         }
+        let mut hidden = Vec::new();
         for (place, count) in counts {
-            if let Some(view) = self.find(&place).map(|at| &mut self.views[at])
-                && let Some(time) = view.entries.back().map(|last| last.time)
-            {
-                view.push(rule(time, away(count)));
+            let Some(at) = self.find(&place) else { continue };
+            if let Some(time) = self.views[at].entries.back().map(|last| last.time) {
+                self.views[at].push(rule(time, away(count)));
+            }
+            if let (Place::With(with), true) = (place, at != self.current) {
+                hidden.push(format!("{with} ({count})"));
             }
         }
+        if let (false, Some(time)) = (hidden.is_empty(), self.views.iter().filter_map(last_time).max()) {
+            let text = format!("messages have waited for you: {}; /view NAME shows them", hidden.join(" · "));
+            self.append(self.current, Entry::new(time, Source::Notice, Place::Here, text), day);
+        }
+    }
+
+    /// The first hidden conversation with unread messages, and their number; broadcasts do not count.
+    pub fn unread(&self) -> Option<(Partners, usize)> {
+        let unread = self.views.iter().filter(|view| view.unread > 0);
+        unread.filter_map(|view| Some((view.with.clone()?, view.unread))).next()
     }
 
     /// Reports the closed views in one line, which is updated as long as nothing else is shown below it.

@@ -52,7 +52,7 @@ impl Screen {
         self.escaped = (key == Key::Escape && is_idle).then(Instant::now);
         let page = usize::from(terminal::size().rows).saturating_sub(3).max(1);
         match key {
-            Key::Ctrl('c' | 'd') if self.over.is_some() => return self.over.take(),
+            Key::Ctrl('c' | 'd') if self.over.is_some() => return self.enter("/exit".into()),
             Key::FocusIn => self.views.conversations.away = false,
             Key::FocusOut => self.views.conversations.away = true,
             Key::Ctrl('l') => self.views.screen.want(|wanted| wanted.redraw = true),
@@ -213,6 +213,20 @@ impl Screen {
         if self.over.is_some() && !leaves {
             self.views.notice("not sent: the session is over; Ctrl-C leaves".into());
             return None;
+        }
+        // Nothing keeps them after the end.
+        if leaves
+            && self.lines.is_empty()
+            && !self.session.is_leaving()
+            && let Some((with, count)) = self.views.conversations.unread()
+        {
+            let exit = self.drive(Event::Switch(Some(with)));
+            let them = match count {
+                1 => "is an unread message".into(),
+                _ => format!("are {count} unread messages"),
+            };
+            self.views.notice(format!("here {them}; /exit again leaves"));
+            return exit;
         }
         if leaves && (self.over.is_some() || self.session.is_leaving() || self.lines.waiting().any(is_exit)) {
             return Some(self.leave_now());
