@@ -214,7 +214,7 @@ impl Screen {
             self.views.notice("not sent: the session is over; Ctrl-C leaves".into());
             return None;
         }
-        // Nothing keeps them after the end.
+        // Nothing keeps unread messages after the end. MANUAL#leaving.
         if leaves
             && self.lines.is_empty()
             && !self.session.is_leaving()
