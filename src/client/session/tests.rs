@@ -1,5 +1,7 @@
 //! Tests of complete sessions: two sessions and a server between them, without threads or sockets.
 
+mod outgoing;
+
 use super::*;
 use crate::client::audience::{Audience, Partners};
 use crate::client::entry::{Entry, Place, SendState, Source};
@@ -1163,6 +1165,18 @@ fn key_of_a_stranger_beyond_the_limit_is_refused() {
         assert_eq!(net.lines(1).len(), usize::from(is_room), "{:#?}", net.shown[0]);
         assert_eq!(net.count("already remembers as many users as it can") == 0, is_room);
     }
+}
+
+/// PROTOCOL#ask-keys.
+#[test]
+fn key_that_cannot_be_saved_is_not_used() {
+    let mut net = Net::new();
+    std::fs::remove_file(net.folder.join("known_users")).expect("a file");
+    std::fs::create_dir(net.folder.join("known_users")).expect("a folder");
+    net.type_in(0, "/msg bob one");
+    net.settle();
+    assert!(net.count("the keys of bob cannot be used: the key cannot be saved") > 0, "{:#?}", net.shown[0]);
+    assert!(net.lines(1).is_empty());
 }
 
 /// PROTOCOL#room-notices.
