@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 /// Added to the name of a file while it is being written.
 const TEMPORARY: &str = ".tmp";
-/// How often [`lock`] tries.
+/// The pause between two attempts of [`lock`].
 const LOCK_STEP: Duration = Duration::from_millis(20);
 /// The options file of a data folder, which its owner may write before the first start.
 pub const OPTIONS: &str = "options";
@@ -123,7 +123,7 @@ fn check_root(root: &Path, folders: &[&str]) -> io::Result<()> {
 }
 
 /// Removes the temporary files in `folder` of files that `is_ours` names. Only a crash during [`replace`] or
-/// [`place_new`] leaves one: its file was never confirmed, or has its own name already.
+/// [`place_new`] leaves one, whose content was never confirmed or is in the file already.
 ///
 /// # Errors
 /// With the path in the text.
@@ -301,16 +301,19 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written.and_then(|()| sync_parent(path)).inspect_err(|_| _ = fs::remove_file(path))
 }
 
-/// Gives a file another name, which must be free. Without hard links, the file replaces an empty one that was created
-/// under that name.
+/// Gives a file another name, which must be free. On a disk without hard links, the file replaces an empty one that
+/// reserves the name.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`] if the name is taken.
+/// [`io::ErrorKind::AlreadyExists`] if the name is taken; after any other error it is still free.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => fs::remove_file(from),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-        Err(_) => create_new(to).and_then(|_| fs::rename(from, to)),
+        Err(_) => {
+            create_new(to)?;
+            fs::rename(from, to).inspect_err(|_| _ = fs::remove_file(to))
+        }
     }
 }
 
@@ -413,10 +416,37 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::crypto::secret::random;
+    use crate::encoding::hex;
+    use std::ops::Deref;
     use std::os::unix::fs::symlink;
+
+    /// A new private folder; removed on drop.
+    pub(crate) struct Folder(PathBuf);
+
+    impl Folder {
+        pub(crate) fn new() -> Folder {
+            let path = std::env::temp_dir().join(format!("unit-test-{}", hex(&random::<8>())));
+            private_folders(&path, &[]).expect("a folder");
+            Folder(path)
+        }
+    }
+
+    impl Deref for Folder {
+        type Target = Path;
+
+        fn deref(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
 
     #[test]
     fn reason_is_the_text_without_the_number() {
@@ -435,10 +465,9 @@ mod tests {
 
     #[test]
     fn foreign_files_are_neither_removed_nor_made_private() {
-        let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
-        let folder = std::env::temp_dir().join(format!("foreign-{name}"));
-        fs::create_dir_all(folder.join("keys")).expect("folder");
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("open to all");
+        let folder = Folder::new();
+        fs::create_dir(folder.join("keys")).expect("folder");
+        fs::set_permissions(&*folder, fs::Permissions::from_mode(0o755)).expect("open to all");
         check_root(&folder, &["keys", "logs"]).expect("made by hand, with a key copied into it");
         for name in ["notes.tmp", "ours.tmp", "ours", "keys/key.tmp"] {
             fs::write(folder.join(name), "").expect("written");
@@ -454,14 +483,11 @@ mod tests {
         fs::create_dir(folder.join("logs")).expect("folder");
         private_folders(&folder, &["keys", "logs"]).expect("all of ours");
         assert!(mode(&folder) == 0o700 && mode(&folder.join("keys")) == 0o700);
-        fs::remove_dir_all(&folder).expect("clean up");
     }
 
     #[test]
     fn new_file_overwrites_nothing_and_follows_no_link() {
-        let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
-        let folder = std::env::temp_dir().join(format!("disk-{name}"));
-        private_folders(&folder, &[]).expect("folder");
+        let folder = Folder::new();
         let path = |name: &str| folder.join(name);
         write_new(&path("treasure"), b"whole").expect("a new file");
         place_new(&path("other"), b"whole").expect("a new file");
@@ -489,6 +515,13 @@ mod tests {
         assert_eq!(read(&path("treasure"), 100).expect("read"), b"whole");
         assert_eq!(read(&path("link"), 100).expect("read"), b"new");
         assert!(!path("nowhere").exists() && !path("link.tmp").exists());
-        fs::remove_dir_all(&folder).expect("clean up");
+    }
+
+    #[test]
+    fn rename_that_fails_leaves_the_new_name_free() {
+        let folder = Folder::new();
+        // Without the file, hard link and rename both fail.
+        rename_new(&folder.join("missing"), &folder.join("name")).expect_err("no file");
+        assert!(!is_there(&folder.join("name")).expect("known"));
     }
 }
