@@ -61,8 +61,7 @@ pub fn acceptable(rounds: u32) -> Result<u32, Failure> {
 }
 
 /// The beginning of every response and proof: its purpose, the name, the challenge that it answers, and the TLS
-/// channel.
-/// `exporter` is RFC 9266's, 32 bytes; empty without TLS.
+/// channel, which `exporter` names (RFC 9266, 32 bytes; empty without TLS).
 fn bound(label: &str, name: &Username, nonce: &[u8; 32], exporter: &[u8]) -> Fields {
     Fields::new(label).text(name.as_str()).bytes(nonce).bytes(exporter)
 }
@@ -111,18 +110,18 @@ pub fn wrong_clock(own: u64, servers: u64) -> Option<String> {
     Some(format!("your clock is {difference} {side} the server's: set the one that is wrong"))
 }
 
-/// `PBKDF2(password, salt, rounds)` with its salt and rounds. It replaces the password towards one server.
+impl From<&Challenge> for Login {
+    fn from(challenge: &Challenge) -> Login {
+        Login { salt: challenge.salt, rounds: challenge.rounds }
+    }
+}
+
+/// `PBKDF2(password, salt, rounds)` with its salt and rounds. One server gets it in place of the password.
 pub struct PasswordKey {
     /// The salt and rounds.
     pub login: Login,
     /// The result of PBKDF2.
     pub key: Key,
-}
-
-impl From<&Challenge> for Login {
-    fn from(challenge: &Challenge) -> Login {
-        Login { salt: challenge.salt, rounds: challenge.rounds }
-    }
 }
 
 impl PasswordKey {
@@ -139,7 +138,7 @@ impl PasswordKey {
     /// The key that a challenge asks for.
     ///
     /// # Errors
-    /// `bad_rounds` if the server asks for a cheap or an endless hash.
+    /// `bad_rounds` if the server asks for too few or too many rounds.
     pub fn derive(password: &Password, challenge: &Challenge) -> Result<PasswordKey, Failure> {
         acceptable(challenge.rounds)?;
         Ok(PasswordKey::with(password, challenge.into()))
@@ -162,7 +161,7 @@ impl PasswordKey {
         }
     }
 
-    /// The answer to a challenge that makes this the account's password key; `old` is the password so far, `exporter`
+    /// The answer to a challenge that makes this the account's password key; `old` is the current password, `exporter`
     /// the channel's ([`Channel::exporter`](crate::wire::tls::Channel::exporter)).
     ///
     /// # Errors
@@ -223,8 +222,8 @@ pub fn accept_registration(request: Register) -> Result<(Account, IdentityPublic
     Ok((Account { name, salt, rounds: acceptable(rounds)?, password_key, identity: key.fingerprint() }, key))
 }
 
-/// Client: the answer to a challenge, for the session with this `token`, of which the client has received `received`
-/// frames.
+/// Client: the answer to a challenge, for the session with this `token`. `received` counts the session's frames that
+/// have arrived.
 pub fn resume(
     name: &Username,
     challenge: &ResumeChallenge,
@@ -256,7 +255,8 @@ impl PendingResume {
     }
 
     /// Checks the answer against all `tokens`, each in constant time, and returns the index of the last one that
-    /// matches. The caller passes the same number of tokens whether or not the session exists.
+    /// matches. So that timing does not reveal whether the session exists, the caller passes the same number of tokens
+    /// either way.
     pub fn verify(&self, resume: &Resume, exporter: &[u8], tokens: &[Key]) -> Option<usize> {
         let proven = resume_bytes(bound(label::RESUME, &self.name, &self.nonce, exporter), resume.received);
         let fits = |token: &Key| primitives::hmac_matches(token, &proven, &resume.proof.0);
@@ -604,7 +604,7 @@ mod tests {
 
     /// PROTOCOL#rounds.
     #[test]
-    fn server_cannot_ask_for_a_cheap_or_an_endless_hash() {
+    fn challenge_with_too_few_or_too_many_rounds_is_refused() {
         let p = person("alice");
         for rounds in [0, 1, 99_999, 10_000_001, u32::MAX] {
             let challenge =

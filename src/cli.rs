@@ -1,5 +1,4 @@
-//! Command lines (`--flag`, `--flag VALUE` and `--flag=VALUE`) and options files, which have one flag a line. An error
-//! is one line.
+//! Command lines (`--flag`, `--flag VALUE` and `--flag=VALUE`) and options files, which have one flag a line.
 
 use crate::disk;
 use std::collections::VecDeque;
@@ -9,15 +8,15 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// The largest options file, in bytes.
+/// The largest options file, in bytes; every flag with a long value fits in some KiB.
 const MAX_FILE: usize = 64 * 1024;
 /// With one of these flags the file is not read, so that an error in it does not hide the help.
 const HELP: [&str; 4] = ["--help", "-h", "--version", "-V"];
 
-/// The words that are not parsed yet. Those of the options file come first, so the command line wins.
+/// The words that are not parsed yet. Those of the options file come first, so the command line overrides them.
 #[derive(Default)]
 pub struct Arguments {
-    /// Each with its place, which is the beginning of an error about it.
+    /// Each with its place (file and line), with which an error about it begins.
     sources: VecDeque<(String, Vec<OsString>)>,
     place: String,
     words: std::vec::IntoIter<OsString>,
@@ -134,7 +133,7 @@ fn words(line: &str) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::secret::random;
+    use crate::disk::tests::Folder;
 
     fn arguments(line: &str) -> Arguments {
         Arguments::new(line.split_whitespace().map(OsString::from))
@@ -153,19 +152,14 @@ mod tests {
 
     /// The flags and values of a command line with this options file, and the first error.
     fn parsed(file: &[u8], line: &str) -> (Vec<String>, Option<String>) {
-        let folder = std::env::temp_dir().join(format!("options-{}", u64::from_be_bytes(random())));
-        std::fs::create_dir(&folder).expect("made");
+        let folder = Folder::new();
         std::fs::write(folder.join("options"), file).expect("written");
         let line = format!("--data-dir {} {line}", folder.display());
-        let arguments = Arguments::with_file(line.split_whitespace().map(OsString::from), "none");
-        std::fs::remove_dir_all(&folder).expect("removed");
-        let (mut found, mut arguments) = (
-            Vec::new(),
-            match arguments {
-                Ok(arguments) => arguments,
-                Err(error) => return (Vec::new(), Some(error)),
-            },
-        );
+        let mut arguments = match Arguments::with_file(line.split_whitespace().map(OsString::from), "none") {
+            Ok(arguments) => arguments,
+            Err(error) => return (Vec::new(), Some(error)),
+        };
+        let mut found = Vec::new();
         let error = loop {
             match arguments.flag() {
                 Ok(Some(flag)) if flag == "--plain" => found.push(flag),
@@ -207,7 +201,7 @@ mod tests {
             assert!(error.ends_with(expected), "{file}: {error}");
         }
         for file in [&b"\xff\xfe-\0"[..], &[b'#'; MAX_FILE + 1]] {
-            assert!(parsed(file, "").1.is_some(), "it cannot be read");
+            assert!(parsed(file, "").1.is_some(), "not UTF-8, or too long");
         }
         assert_eq!(parsed(b"--port", "--version x"), (vec!["--version x".into()], None), "no file is read");
         // An error on the command line names no line.
@@ -215,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_command_line_is_refused_in_one_line() {
+    fn missing_or_wrong_value_and_bare_word_are_refused() {
         assert!(arguments("word").flag().is_err());
         let mut args = arguments("--plain=yes");
         assert_eq!(args.flag(), Ok(Some("--plain".into())));

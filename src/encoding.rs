@@ -28,8 +28,8 @@ impl<T: Text> Visitor for Place<T> {
     }
 }
 
-/// The place where the decoder stores such a value.
-pub fn place<T: Text>(out: &mut Option<T>) -> &mut dyn Visitor {
+/// The place where the decoder stores such a value, for `text!`.
+pub(crate) fn place<T: Text>(out: &mut Option<T>) -> &mut dyn Visitor {
     Place::new(out)
 }
 
@@ -145,7 +145,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The deepest nesting of JSON: bounds the decoder's memory. Real messages have three levels. PROTOCOL#depth.
+/// The deepest nesting of JSON: bounds the decoder's memory. Real messages have at most four levels. PROTOCOL#depth.
 const MAX_DEPTH: usize = 8;
 
 /// Decodes JSON from others, if it is within the limits of depth and commas. PROTOCOL#json.
@@ -160,7 +160,7 @@ pub fn is_bounded(text: &str) -> bool {
 
 /// Whether brackets outside strings nest at most 8 deep.
 fn is_shallow(text: &str) -> bool {
-    // Most lines have no more brackets than that. Counting them looks at many bytes at a time.
+    // Most lines have no more brackets than that. The compiler counts them many bytes at a time.
     let brackets = |some: &[u8]| some.iter().map(|byte| u8::from(matches!(byte, b'[' | b'{'))).sum::<u8>();
     if text.as_bytes().chunks(255).map(|some| usize::from(brackets(some))).sum::<usize>() <= MAX_DEPTH {
         return true;
@@ -184,11 +184,11 @@ fn is_shallow(text: &str) -> bool {
     true
 }
 
-/// The most commas of a line, in strings too: bounds the decoder's memory, at some 40 bytes for each. Real messages
-/// have half as many. PROTOCOL#commas.
+/// The most commas of a JSON text, in strings too: bounds the decoder's memory, at some 40 bytes for each. Real
+/// messages have at most half as many. PROTOCOL#commas.
 const MAX_COMMAS: usize = 16_384;
 
-/// Whether a line has at most 16,384 commas.
+/// Whether a text has at most 16,384 commas.
 fn has_few_commas(text: &str) -> bool {
     let commas = |some: &[u8]| some.iter().map(|byte| u8::from(*byte == b',')).sum::<u8>();
     text.as_bytes().chunks(255).map(|some| usize::from(commas(some))).sum::<usize>() <= MAX_COMMAS

@@ -1,8 +1,8 @@
 //! A self-hosted, end-to-end encrypted messenger for the terminal: one server, one client.
 //!
 //! This page is the map. `client/MANUAL.md` and `server/OPERATING.md` say what the programs do, `protocol/PROTOCOL.md`
-//! specifies the protocol and the formats, `SECURITY.md` says what they protect from. The code cites their clauses and
-//! sections by their anchors, and every clause is cited by code and by a test that tries it (`tests/spec/tidy.rs`).
+//! specifies the protocol and the formats, `SECURITY.md` says what they protect against. The code cites their clauses
+//! and sections by their anchors, and every clause is cited by code and by a test that tries it (`tests/spec/tidy.rs`).
 //!
 //! # Rooms
 //!
@@ -10,12 +10,12 @@
 //!
 //! | room | what it is for |
 //! |---|---|
-//! | `bin/server`, `bin/client` | arguments, then run |
-//! | [`server`] | [`accept`](server::accept) → [`login`](server::login) → [`connection`](server::connection) → [`routing`](server::routing) → [`registry`](server::registry) → [`session`](server::session); [`operator`](server::operator) is for its operator, [`store`](server::store) is on disk |
-//! | [`client`] | keys and network ([`net`](client::net)) → [`session`](client::session) → [`conversations`](client::screen::conversations) → [`view`](client::screen::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); files past them ([`transfer`](client::transfer)) |
-//! | [`auth`] | both sides of registration, login and a new password, without I/O |
-//! | [`protocol`] | every message, to a line and back |
-//! | [`wire`] | bounded lines and packets, TLS, the certificate |
+//! | `bin/server`, `bin/client` | parse the arguments, then run |
+//! | [`server`] | [`accept`](server::accept) → [`login`](server::login) → [`connection`](server::connection) → [`routing`](server::routing) → [`registry`](server::registry) → [`session`](server::session); [`operator`](server::operator) has its operator's tools, [`store`](server::store) its files |
+//! | [`client`] | keys and network ([`net`](client::net)) → [`session`](client::session) → [`conversations`](client::screen::conversations) → [`view`](client::screen::view) → [`terminal`](client::terminal), or lines ([`plain`](client::plain)); [`transfer`](client::transfer) moves the bytes of files |
+//! | [`auth`] | both sides of registration, login, password change and resumption, without I/O |
+//! | [`protocol`] | every message, encoded as a line and decoded |
+//! | [`wire`] | bounded lines and packets, TLS, the certificate, acknowledgements, liveness |
 //! | [`crypto`] | keys, envelopes, chunks of files, the key file |
 //! | [`encoding`], [`name`], [`disk`], [`records`], [`clock`], [`cli`], `sync` | small modules that all rooms use |
 //!
@@ -66,11 +66,11 @@
 //!   [`NewPassword`](auth::NewPassword), only
 //!   [`Envelope::verify`](crypto::envelope::Envelope::verify) makes a
 //!   [`Verified`](crypto::envelope::Verified), and only
-//!   [`Unverified::trust`](wire::tls::Unverified::trust) gives a client its channel.
+//!   [`Unverified::trust`](wire::tls::Unverified::trust) gives a client a TLS channel.
 //! - No thread holds a lock while it waits for a peer. Every wait for a peer has a deadline, and everything that a peer
 //!   can make grow has a limit, except accounts and the records of new passwords, which are limited in rate only.
 //!   ([`outbox`](server::session::outbox) states the order of the locks.)
-//! - All text from others is sanitised at one point, [`client::text::sanitise`].
+//! - All text from others passes one function before it is shown: [`client::text::sanitise`].
 //!
 #![doc = include_str!("SECURITY.md")]
 #![forbid(unsafe_code)]

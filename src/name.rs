@@ -43,7 +43,7 @@ impl Word {
 pub struct Username(Word);
 
 /// The error for a text that is not a user name.
-pub const INVALID_NAME: &str =
+const INVALID_NAME: &str =
     "a name is 1 to 32 letters (a-z, A-Z), digits, _ or -, and begins with a letter or digit";
 
 impl Username {
@@ -53,7 +53,7 @@ impl Username {
     }
 
     /// Whether the name reads like a word of the interface: in any letter case, without `_` and `-`, without digits at
-    /// either end, or with characters that look alike. In a short word `i` does not count as `l`, so `ali` is a name; a
+    /// its ends, or with characters that look alike. In a short word `i` does not count as `l`, so `ali` is a name; a
     /// capital `I` beside small letters does.
     pub fn is_reserved(&self) -> bool {
         let has = |kind: fn(&u8) -> bool| self.as_str().bytes().any(|byte| kind(&byte));
@@ -70,7 +70,7 @@ impl Username {
     }
 }
 
-/// A form that is equal for texts that look alike.
+/// A form that is equal for lower-case texts that look alike.
 fn look(text: &str) -> String {
     let alike = |c| match c {
         '0' => 'o',

@@ -1,6 +1,6 @@
 //! Files of JSON records, one per line: accounts, locks, known servers and users, ignored users, the kept history.
 //!
-//! Invariant: the program never erases what it cannot read. A record counts with or without its line end; a byte order
+//! Invariant: only [`erase`] erases what cannot be read. A record counts with or without its line end; a byte order
 //! mark, blanks, blank lines and CRLF are harmless. A torn write after the last record is set aside in another file;
 //! any other damage is an error with file, line and remedy. A failed append is undone as far as the disk allows, and
 //! the next append never continues a partial line. Specification: OPERATING#records.
@@ -78,9 +78,9 @@ impl Known {
         }
     }
 
-    /// Whether the file is unchanged. If only the time differs, the content decides: `touch` changes nothing, and some
+    /// Whether `file` is unchanged. If only the time differs, the content decides: `touch` changes nothing, and some
     /// file systems round the time later.
-    fn is_as(&mut self, file: &File) -> io::Result<bool> {
+    fn matches(&mut self, file: &File) -> io::Result<bool> {
         let data = file.metadata()?;
         if data.len() != self.length || data.modified()? == self.modified {
             return Ok(data.len() == self.length);
@@ -318,18 +318,19 @@ impl Records {
         Ok(())
     }
 
-    /// The only writer does not write to a file that was changed: this process does not know its content.
+    /// An only writer refuses to write to a file that another program has changed: it does not know the content.
     fn check_unchanged(&mut self) -> io::Result<()> {
         let Some(known) = &mut self.known else { return Ok(()) };
         let why = match disk::is_at(&self.file, &self.path) {
-            true if known.is_as(&self.file).map_err(disk::at(&self.path))? => return Ok(()),
+            true if known.matches(&self.file).map_err(disk::at(&self.path))? => return Ok(()),
             true => "another program changed it while it was in use: put it back as it was, or restart",
             false => "it was replaced or removed while it was in use: put it back, or restart",
         };
         Err(disk::error(&self.path, why))
     }
 
-    /// Locks out other writers during `act`. A file that another program has replaced is opened again.
+    /// Locks out other writers during `act`, if there may be any. A file that another program has replaced is opened
+    /// again.
     ///
     /// # Errors
     /// With the path in the text, also if another program keeps the file locked.
@@ -346,7 +347,7 @@ impl Records {
         done
     }
 
-    /// Goes on with `file`, which the path names; a replaced file is read from its beginning.
+    /// Continues with `file`, which the path names; a replaced file is read from its beginning.
     fn switch_to(&mut self, file: File) {
         if !disk::is_at(&self.file, &self.path) {
             self.read = 0;
@@ -355,7 +356,7 @@ impl Records {
     }
 
     /// Reads the records that other processes have appended since the file was last read, or all of them after any
-    /// other change. `each` as for [`read`]. Half a record is read when it is whole. A missing file has nothing new.
+    /// other change. `each` as for [`read`]. A partial record is read once it is complete. A missing file has no news.
     ///
     /// # Errors
     /// As [`read`].
@@ -379,7 +380,7 @@ impl Records {
             self.read = 0;
         }
         let found = scan(&self.file, self.format, self.read, &mut each);
-        // An error of the second numbers the line from the file's beginning.
+        // Only a scan from the beginning knows the number of a damaged line.
         self.read = found.or_else(|_| scan(&self.file, self.format, 0, each))?.good;
         Ok(())
     }
@@ -477,7 +478,7 @@ impl Records {
         self.know().map_err(disk::at(&self.path))
     }
 
-    /// Where the file is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -491,25 +492,8 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::secret::random;
+    use crate::disk::tests::Folder;
     use std::fs;
-
-    /// Removed on drop.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new() -> Folder {
-            let folder = std::env::temp_dir().join(format!("records-{}", u64::from_be_bytes(random())));
-            fs::create_dir(&folder).expect("a folder");
-            Folder(folder)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
 
     fn open(path: &Path, writers: Writers) -> io::Result<(Records, Vec<String>)> {
         let mut lines = Vec::new();
@@ -525,7 +509,7 @@ mod tests {
     #[test]
     fn every_record_counts_and_its_line_end_is_added() {
         let folder = Folder::new();
-        let path = folder.0.join("records");
+        let path = folder.join("records");
         for (text, repaired) in [
             ("{\"a\":1}\n{\"b\":2}\n", "{\"a\":1}\n{\"b\":2}\n"),
             ("{\"a\":1}\n{\"b\":2}", "{\"a\":1}\n{\"b\":2}\n"),
@@ -547,7 +531,7 @@ mod tests {
     #[test]
     fn damage_is_an_error_and_leaves_the_file_alone() {
         let folder = Folder::new();
-        let path = folder.0.join("records");
+        let path = folder.join("records");
         let utf16: Vec<u8> = "{\"a\":1}".encode_utf16().flat_map(u16::to_le_bytes).collect();
         for bytes in [
             &b"{\"a\":1}\n{\"b\":\n{\"c\":3}\n"[..],
@@ -574,7 +558,7 @@ mod tests {
     #[test]
     fn replaced_file_is_an_error_for_its_only_writer() {
         let folder = Folder::new();
-        let path = folder.0.join("records");
+        let path = folder.join("records");
         for (writers, text) in [(Writers::One, "new\n"), (Writers::Many, "{\"a\":1}\n{\"b\":2}\n")] {
             fs::write(&path, "").expect("written");
             let (mut records, _) = open(&path, writers).expect("understood");
@@ -586,17 +570,10 @@ mod tests {
         }
     }
 
-    /// A new path for a file, and its folder.
-    fn place() -> (PathBuf, PathBuf) {
-        let name: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
-        let folder = std::env::temp_dir().join(format!("records-{name}"));
-        disk::private_folders(&folder, &[]).expect("folder");
-        (folder.join("lines"), folder)
-    }
-
     #[test]
     fn partial_line_is_set_aside_before_the_next_append() {
-        let (path, folder) = place();
+        let folder = Folder::new();
+        let path = folder.join("records");
         let mut notices = Vec::new();
         let mut records = Records::open(&path, Writers::One, &mut notices, |_| true).expect("new");
         assert!(notices.is_empty());
@@ -607,16 +584,16 @@ mod tests {
                 (&records.file).write_all(b"{\"n\":").and_then(|()| records.know()).expect("written");
             }
         }
-        let text = std::fs::read_to_string(&path).expect("readable");
+        let text = fs::read_to_string(&path).expect("readable");
         assert_eq!(text, (0..3).map(|n| format!("{{\"n\":{n}}}\n")).collect::<String>());
-        assert_eq!(std::fs::read_to_string(&asides(&path)[0]).expect("kept"), "{\"n\":");
-        std::fs::remove_dir_all(folder).expect("clean up");
+        assert_eq!(fs::read_to_string(&asides(&path)[0]).expect("kept"), "{\"n\":");
     }
 
     /// OPERATING#records.
     #[test]
     fn file_changed_in_place_gets_no_line_from_its_only_writer() {
-        let (path, folder) = place();
+        let folder = Folder::new();
+        let path = folder.join("records");
         let mut records = Records::open(&path, Writers::One, &mut Vec::new(), |_| true).expect("new");
         let text = "{\"n\":0}\n{\"n\":1}\n";
         records.append(text.as_bytes(), true).expect("written");
@@ -624,7 +601,7 @@ mod tests {
         for changed in
             ["{\"n\":0}\n", "{\"n\":0}\n{\"n\":2}\n", "", &format!("{text}{text}"), &format!("{text}{{")]
         {
-            std::fs::write(&path, changed).expect("written");
+            fs::write(&path, changed).expect("written");
             File::options()
                 .append(true)
                 .open(&path)
@@ -633,19 +610,18 @@ mod tests {
             let error = records.append(b"{\"n\":3}\n", true).expect_err(changed).to_string();
             assert!(error.contains("another program changed it"), "{changed}: {error}");
             records.rewrite(["{}\n"], |_| Ok(())).expect_err(changed);
-            assert_eq!(std::fs::read_to_string(&path).expect("there"), changed);
+            assert_eq!(fs::read_to_string(&path).expect("there"), changed);
         }
         // Restored with the same content, but another time.
-        std::fs::write(&path, text).expect("written");
+        fs::write(&path, text).expect("written");
         records.append(b"{\"n\":3}\n", true).expect("the same");
         records.rewrite(["{}\n"], |_| Ok(())).expect("the same");
         records.append(b"{\"n\":4}\n", true).expect("its own");
-        assert_eq!(std::fs::read_to_string(&path).expect("there"), "{}\n{\"n\":4}\n");
+        assert_eq!(fs::read_to_string(&path).expect("there"), "{}\n{\"n\":4}\n");
         // One of several writers accepts the file as it is.
         let mut records = Records::open(&path, Writers::Many, &mut Vec::new(), |_| true).expect("there");
-        std::fs::write(&path, "{}").expect("written");
+        fs::write(&path, "{}").expect("written");
         records.append(b"{\"n\":5}\n", true).expect("written");
-        assert_eq!(std::fs::read_to_string(&path).expect("there"), "{}\n{\"n\":5}\n");
-        std::fs::remove_dir_all(folder).expect("clean up");
+        assert_eq!(fs::read_to_string(&path).expect("there"), "{}\n{\"n\":5}\n");
     }
 }

@@ -8,24 +8,25 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Every client needs a descriptor: take as many as the system allows.
+    // Every client needs a descriptor: take as many as the system allows. Where a limit cannot be read, assume the
+    // usual one of Linux.
     let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
     let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
     let maps = maps.and_then(|text| text.trim().parse().ok()).unwrap_or(65_530);
     let defaults = Limits::for_machine(usize::try_from(descriptors).unwrap_or(usize::MAX), maps);
     let mut out = io::stdout();
     match options::parse(std::env::args_os().skip(1), defaults) {
-        Ok(Request::Help) => ended(out.write_all(options::HELP.as_bytes())),
-        Ok(Request::Version) => ended(writeln!(out, "server {}", env!("CARGO_PKG_VERSION"))),
+        Ok(Request::Help) => exit_code(out.write_all(options::HELP.as_bytes())),
+        Ok(Request::Version) => exit_code(writeln!(out, "server {}", env!("CARGO_PKG_VERSION"))),
         Ok(Request::Check(options)) => match check::check(&options, &mut out) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
-            Err(error) => ended(Err(error)),
+            Err(error) => exit_code(Err(error)),
         },
-        Ok(Request::User(folder, action)) => ended(admin::command(&folder, &action, &mut out)),
+        Ok(Request::User(folder, action)) => exit_code(admin::command(&folder, &action, &mut out)),
         Ok(Request::Run(options)) => {
             let Err(error) = secure_messenger::server::run(&options, &mut out);
-            ended(Err(error))
+            exit_code(Err(error))
         }
         Err(error) => {
             let _ = writeln!(io::stderr(), "server: {error}");
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn ended(done: io::Result<()>) -> ExitCode {
+fn exit_code(done: io::Result<()>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
     let _ = writeln!(io::stderr(), "server: {}", reason(&error));
     ExitCode::FAILURE
