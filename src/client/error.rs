@@ -40,7 +40,7 @@ pub enum StartError {
     /// The server sent an unexpected message.
     OutOfPlace,
     /// The server speaks this other version of the protocol; `None` if it did not name it.
-    OtherVersion(Option<u64>),
+    OtherVersion(Option<u32>),
     /// There is no key file for this name at this path.
     NoKey(Username, std::path::PathBuf),
     /// The key file does not open.

@@ -36,7 +36,7 @@ use crate::crypto::keys::{IdentityKey, SessionKey};
 use crate::crypto::public::{Fingerprint, SessionPublicKey};
 use crate::name::Username;
 use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Failure, Keys, PersonKeys, Presence, ServerMessage,
+    ClientMessage, DecodeError, ErrorCode, Failure, Keys, Presence, ServerMessage, UserKeys,
 };
 use account::{Account, PasswordChange};
 use connection::Connection;
@@ -344,7 +344,7 @@ impl Session {
         }
     }
 
-    fn take_keys(&mut self, person: &PersonKeys) {
+    fn take_keys(&mut self, person: &UserKeys) {
         let name = &person.name;
         let missed = match self.contacts.take(&mut self.cx, person) {
             Learned::Refused(_) => return self.no_keys(name, Missed::NoKey),

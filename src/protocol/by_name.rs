@@ -35,6 +35,7 @@ impl<T> FromIterator<(Username, T)> for ByName<T> {
         let mut members: Vec<(Username, T)> = members.into_iter().collect();
         // Our own client writes the names in order, so there is nothing to sort.
         if !members.is_sorted_by(|(one, _), (next, _)| one < next) {
+            // The last value of a repeated name then comes first, and `dedup_by` keeps it.
             members.reverse();
             members.sort_by(|(one, _), (other, _)| one.cmp(other));
             members.dedup_by(|(one, _), (other, _)| one == other);
@@ -51,7 +52,7 @@ impl<T: Deserialize> Deserialize for ByName<T> {
 
 impl<T: Deserialize> Visitor for Place<ByName<T>> {
     fn map(&mut self) -> Result<Box<dyn Map + '_>> {
-        // Most have one member; without this the first one takes room for four.
+        // Most objects have one member; by default the first one allocates room for four.
         let members = Vec::with_capacity(1);
         Ok(Box::new(ByNameMap { members, name: None, value: None, out: &mut self.out }))
     }

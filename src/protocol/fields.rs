@@ -124,7 +124,7 @@ pub struct Received {
     pub received: u64,
 }
 
-/// Server: the login, or the new session key, was accepted.
+/// Server: the login or the new session key is accepted.
 #[derive(Serialize, Deserialize)]
 pub struct Session {
     /// 32 bytes that prove the ownership of the session when it is resumed; each `renew` returns new ones.
@@ -161,14 +161,14 @@ pub struct KeysRequest {
 #[derive(Serialize, Deserialize)]
 pub struct Keys {
     /// One entry for each requested user with an account.
-    pub keys: Vec<PersonKeys>,
+    pub keys: Vec<UserKeys>,
     /// Names without an account, or whose key file the server cannot read.
     pub unknown: Vec<Username>,
 }
 
 /// One user's keys: the session key of an online user, the mailbox key of an offline one, if there is one; never both.
 #[derive(Serialize, Deserialize)]
-pub struct PersonKeys {
+pub struct UserKeys {
     /// The name, in the letter case of the account.
     pub name: Username,
     /// The identity key, DER `SubjectPublicKeyInfo`, 294 bytes.
@@ -183,10 +183,10 @@ pub struct PersonKeys {
     pub certificate: Option<Fixed<RSA_BYTES>>,
 }
 
-impl PersonKeys {
+impl UserKeys {
     /// Keys of a user with this identity key (DER) and, while online, the session key of this certificate.
-    pub fn new(name: Username, identity: Vec<u8>, session: Option<&SessionCertificate>) -> PersonKeys {
-        PersonKeys {
+    pub fn new(name: Username, identity: Vec<u8>, session: Option<&SessionCertificate>) -> UserKeys {
+        UserKeys {
             name,
             identity: Bytes(identity),
             session_key: session.map(|session| session.session_key.clone()),
@@ -197,9 +197,9 @@ impl PersonKeys {
     }
 
     /// Keys of an offline user with this mailbox key.
-    pub fn with_mailbox(self, mailbox: &MailboxCertificate) -> PersonKeys {
+    pub fn with_mailbox(self, mailbox: &MailboxCertificate) -> UserKeys {
         let (mailbox_key, created) = (Some(mailbox.mailbox_key.clone()), Some(mailbox.created));
-        PersonKeys { mailbox_key, created, certificate: Some(mailbox.certificate), ..self }
+        UserKeys { mailbox_key, created, certificate: Some(mailbox.certificate), ..self }
     }
 }
 
@@ -263,7 +263,7 @@ pub struct Lost {
 /// Client: send the mail that waits for these keys.
 #[derive(Serialize, Deserialize)]
 pub struct MailRequest {
-    /// The mailbox keys that the client can decrypt with: at most [`MAX_MAILBOX_KEYS`](super::MAX_MAILBOX_KEYS).
+    /// The mailbox keys with which the client can decrypt: at most [`MAX_MAILBOX_KEYS`](super::MAX_MAILBOX_KEYS).
     pub keys: Vec<Fingerprint>,
     /// Only messages with a higher number.
     pub after: u64,
@@ -297,14 +297,14 @@ pub struct MailDone {
     pub numbers: Vec<u64>,
 }
 
-/// Client: `peer` may send this client `count` more packets. Server: `peer` grants them to you.
+/// Client: allows `peer` to send it `count` more packets. Server: `peer` allows this client to send them.
 #[derive(Serialize, Deserialize)]
 pub struct Grant {
-    /// The sender of the packets in a grant to the server, the recipient in a grant from it.
+    /// To the server: the sender of the packets. From the server: their recipient.
     pub peer: Username,
     /// The transfer: 16 random bytes, chosen by the sender of the file.
     pub transfer: Fixed<16>,
-    /// Packets, at most [`MAX_GRANTED`](super::MAX_GRANTED) in all. 0 revokes what is unused.
+    /// Packets, at most [`MAX_GRANTED`](super::MAX_GRANTED) in all. 0 revokes the unused ones.
     pub count: u32,
 }
 
@@ -324,9 +324,9 @@ pub struct Failure {
     pub code: String,
     /// The text for people.
     pub message: String,
-    /// The number of the `encrypted_send` it answers; `None` for anything else.
+    /// The id of the `encrypted_send` that it answers; `None` for any other request.
     pub id: Option<u64>,
-    /// Seconds until it is worth trying again; `None` where waiting is of no use.
+    /// Seconds until a new attempt may succeed; `None` where waiting does not help.
     pub retry_after: Option<u64>,
     /// For a refused `renew`: as in [`Session`]. For a refused `mailbox`: the `created` of the mailbox key in use, 0 if
     /// there is none.

@@ -12,9 +12,9 @@ pub const MAX_LINE: usize = 1024 * 1024;
 pub const MAX_TARGETS: usize = 1024;
 /// The most names in one `keys_request`; its answer has up to 80 KiB.
 pub const MAX_KEY_NAMES: usize = 64;
-/// The most names in one `presence` line: under 150 KB.
+/// The most names in each list of a `presence` line, which then has under 300 KB.
 pub const MAX_PRESENCE_NAMES: usize = 4096;
-/// The longest body of a packet, in bytes: a chunk of 64 KiB, what protects it, and a name.
+/// The longest body of a packet, in bytes: a chunk of 64 KiB, what protects it, a name and a transfer.
 pub const MAX_PACKET: usize = 66 * 1024;
 /// The most packets for one client that are granted, waiting or unacknowledged: 8.25 MiB.
 pub const MAX_GRANTED: u32 = 128;

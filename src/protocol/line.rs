@@ -17,7 +17,7 @@ pub enum DecodeError {
     /// A `type` that this side does not accept.
     UnknownType,
     /// A version other than [`VERSION`], whose members are not known.
-    OtherVersion(u64),
+    OtherVersion(u32),
 }
 
 impl fmt::Display for DecodeError {
@@ -63,7 +63,7 @@ pub(super) fn head(line: &[u8]) -> Result<(&str, Cow<'_, str>), DecodeError> {
         && let Ok(Versioned { version }) = parse(text)
         && version != VERSION
     {
-        return Err(DecodeError::OtherVersion(version.into()));
+        return Err(DecodeError::OtherVersion(version));
     }
     Ok((text, kind))
 }

@@ -5,7 +5,7 @@ use crate::name::Username;
 
 /// Opaque bytes for one user: all that the server knows of a file.
 pub struct Packet<'a> {
-    /// The recipient in a packet to the server, the sender in a packet from it.
+    /// To the server: the recipient. From the server: the sender.
     pub peer: Username,
     /// The transfer: 16 random bytes, chosen by the sender of the file.
     pub transfer: [u8; 16],
@@ -14,7 +14,7 @@ pub struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// The head before the payload: the length of the name as one byte, the name, the transfer.
+    /// The part before the payload: the length of the name as one byte, the name, the transfer.
     pub fn address(peer: &Username, transfer: &[u8; 16]) -> Vec<u8> {
         let name = peer.as_str().as_bytes();
         let length = u8::try_from(name.len()).expect("a name has at most 32 bytes");

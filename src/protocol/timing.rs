@@ -1,7 +1,7 @@
-//! When each side asks whether its peer is alive, and when it gives up (PROTOCOL#life). Both pass these times to
-//! [`liveness`](crate::wire::liveness).
+//! When each side asks whether its peer is alive, and when it drops the connection (PROTOCOL#life). Both pass these
+//! times to [`liveness`](crate::wire::liveness).
 //!
-//! Invariant: a client notices a dead connection well before the server ends the session, which it does after 60 s.
+//! Invariant: a client notices a dead connection well before the server ends the session, 60 s after its connection.
 
 use std::time::Duration;
 
@@ -17,5 +17,5 @@ pub const ANSWER_JITTER: Duration = Duration::from_secs(5);
 pub const ANSWER_AWAKE: Duration = Duration::from_secs(8);
 /// A server pings after this silence.
 pub const SERVER_ASK: Duration = Duration::from_secs(30);
-/// A server drops a connection after this silence: its `ping` was unanswered for a minute.
+/// A server drops a connection after this silence: its `ping` was unanswered for 60 s.
 pub const SERVER_DROP: Duration = Duration::from_secs(90);

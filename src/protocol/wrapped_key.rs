@@ -42,13 +42,13 @@ impl WrappedKey {
         WrappedKey(base64(wrapped).as_bytes().try_into().expect("352 digits"))
     }
 
-    /// The session key that it is wrapped for, as the sender says. PROTOCOL#key-id.
+    /// The id of the session or mailbox key that it is wrapped for, as the sender claims. PROTOCOL#key-id.
     pub fn id(&self) -> KeyId {
         let bytes: [u8; KEY_ID_BYTES + 1] = self.decoded(12);
         *bytes.first_chunk().expect("an id")
     }
 
-    /// The block that the recipient unwraps.
+    /// The id and the block that the recipient unwraps.
     pub fn bytes(&self) -> [u8; WRAPPED_BYTES] {
         self.decoded(Self::DIGITS)
     }

@@ -12,7 +12,7 @@ use super::shared::Shared;
 use crate::name::Username;
 use crate::protocol::{
     self, EncryptedSend, Envelope, ErrorCode, Failure, Grant, Keys, KeysRequest, MAX_CIPHERTEXT,
-    MAX_KEY_NAMES, MAX_TARGETS, Packet, PersonKeys, Refused, Routing, Scope, Sent, ServerMessage, WrappedKey,
+    MAX_KEY_NAMES, MAX_TARGETS, Packet, Refused, Routing, Scope, Sent, ServerMessage, UserKeys, WrappedKey,
 };
 use crate::wire::frame;
 use std::collections::BTreeSet;
@@ -162,7 +162,7 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
         let stored = shared.store.accounts.get(name).map(|account| shared.store.accounts.identity(&account));
         match stored {
             Some(Ok(identity)) => {
-                let keys = PersonKeys::new(name.clone(), identity.spki(), None);
+                let keys = UserKeys::new(name.clone(), identity.spki(), None);
                 answer.keys.push(match shared.store.mail.key(name) {
                     Some((_, certificate)) => keys.with_mailbox(&certificate),
                     None => keys,

@@ -16,7 +16,7 @@ use secure_messenger::crypto::public::SessionPublicKey;
 use secure_messenger::encoding::Bytes;
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
-    ClientMessage, EncryptedMessage, Keys, PersonKeys, Presence, Sent, ServerMessage, WrappedKey,
+    ClientMessage, EncryptedMessage, Keys, Presence, Sent, ServerMessage, UserKeys, WrappedKey,
 };
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -86,10 +86,10 @@ impl Scene {
     }
 }
 
-fn keys_of(person: &Person) -> PersonKeys {
+fn keys_of(person: &Person) -> UserKeys {
     let certificate = person.identity.certify(&person.name, &person.session, clock::now_ms());
     let fields = certificate.clone();
-    PersonKeys {
+    UserKeys {
         name: person.name.clone(),
         identity: Bytes(person.identity.public().spki()),
         session_key: Some(fields.session_key),

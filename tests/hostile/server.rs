@@ -22,7 +22,7 @@ use secure_messenger::encoding::{Bytes, Fixed, Text};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     Challenge, ClientMessage, EncryptedSend, ErrorCode, Failure, Keys, KeysRequest, MAX_CIPHERTEXT, MAX_LINE,
-    PersonKeys, Presence, Received, ResumeChallenge, Sent, ServerMessage, Session as SessionGrant, VERSION,
+    Presence, Received, ResumeChallenge, Sent, ServerMessage, Session as SessionGrant, UserKeys, VERSION,
     WrappedKey,
 };
 use secure_messenger::wire::certificate;
@@ -212,7 +212,7 @@ impl Stage {
 struct Line {
     socket: Arc<Mutex<TcpStream>>,
     heard: Receiver<ClientMessage>,
-    directory: Arc<Mutex<HashMap<String, PersonKeys>>>,
+    directory: Arc<Mutex<HashMap<String, UserKeys>>>,
     /// The client's session key, once it has logged in.
     session: Option<SessionPublicKey>,
 }
@@ -221,7 +221,7 @@ impl Line {
     fn new(socket: TcpStream) -> Line {
         let reader = BufReader::new(socket.try_clone().expect("a second handle"));
         let socket = Arc::new(Mutex::new(socket));
-        let directory = Arc::new(Mutex::new(HashMap::<String, PersonKeys>::new()));
+        let directory = Arc::new(Mutex::new(HashMap::<String, UserKeys>::new()));
         let (sender, heard) = channel();
         let (writer, known) = (socket.clone(), directory.clone());
         thread::spawn(move || {
@@ -315,7 +315,7 @@ impl Line {
         self.session.as_ref().expect("logged in")
     }
 
-    fn show(&self, keys: PersonKeys) {
+    fn show(&self, keys: UserKeys) {
         self.directory.lock().expect("whole").insert(keys.name.to_string(), keys);
     }
 
@@ -365,8 +365,8 @@ fn failure(code: ErrorCode, message: &str, retry_after: Option<u64>) -> ServerMe
     ServerMessage::Error(Failure { code, message, id: None, retry_after, newest: None })
 }
 
-fn duplicate(keys: &mut PersonKeys) -> PersonKeys {
-    PersonKeys {
+fn duplicate(keys: &mut UserKeys) -> UserKeys {
+    UserKeys {
         name: keys.name.clone(),
         identity: keys.identity.clone(),
         session_key: keys.session_key.clone(),
@@ -852,8 +852,8 @@ fn mailbox_key_without_a_valid_certificate_gets_no_message() {
     moved.mailbox_key = Some(Bytes(mallory.session.public().spki()));
     let session = alice.shown();
     let as_mailbox =
-        PersonKeys { mailbox_key: session.session_key, session_key: None, ..alice.shown_with(None) };
-    let as_mailbox = PersonKeys { created: session.created, certificate: session.certificate, ..as_mailbox };
+        UserKeys { mailbox_key: session.session_key, session_key: None, ..alice.shown_with(None) };
+    let as_mailbox = UserKeys { created: session.created, certificate: session.certificate, ..as_mailbox };
     let mut as_session = by(&alice, "alice", now);
     as_session.session_key = as_session.mailbox_key.take();
     let mut both = by(&alice, "alice", now);

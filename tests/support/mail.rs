@@ -6,8 +6,8 @@ use secure_messenger::crypto::envelope::Sealed;
 use secure_messenger::crypto::keys::SessionKey;
 use secure_messenger::crypto::public::{Fingerprint, SessionPublicKey};
 use secure_messenger::protocol::{
-    ClientMessage, EncryptedMessage, Kept, Mail, MailDone, MailRequest, MailboxCertificate, PersonKeys,
-    ServerMessage,
+    ClientMessage, EncryptedMessage, Kept, Mail, MailDone, MailRequest, MailboxCertificate, ServerMessage,
+    UserKeys,
 };
 use std::sync::OnceLock;
 
@@ -24,10 +24,10 @@ impl Person {
     }
 
     /// The keys that a server shows while the person is absent.
-    pub fn shown_absent(&self, mailbox: MailboxCertificate) -> PersonKeys {
+    pub fn shown_absent(&self, mailbox: MailboxCertificate) -> UserKeys {
         let MailboxCertificate { mailbox_key, created, certificate } = mailbox;
         let (created, certificate) = (Some(created), Some(certificate));
-        PersonKeys { mailbox_key: Some(mailbox_key), created, certificate, ..self.shown_with(None) }
+        UserKeys { mailbox_key: Some(mailbox_key), created, certificate, ..self.shown_with(None) }
     }
 
     /// A private message that is sealed for this key. Its number is also that of the request.

@@ -36,7 +36,7 @@ use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{
     self, Challenge, ChallengeResponse, ClientMessage, Failure, Keys, KeysRequest, LoginRequest, MAX_PACKET,
-    Packet, PersonKeys, ServerMessage, Session, SessionCertificate, VERSION,
+    Packet, ServerMessage, Session, SessionCertificate, UserKeys, VERSION,
 };
 use secure_messenger::wire::frame::{self, Frame, Lines};
 use secure_messenger::wire::tls::{Channel, Reader, Received, Unverified};
@@ -745,13 +745,13 @@ impl Person {
     }
 
     /// The keys that an honest server shows while the person is online.
-    pub fn shown(&self) -> PersonKeys {
+    pub fn shown(&self) -> UserKeys {
         let certificate = self.identity.certify(&self.name, &self.session, clock::now_ms());
         self.shown_with(Some(&certificate))
     }
 
-    pub fn shown_with(&self, certificate: Option<&SessionCertificate>) -> PersonKeys {
-        PersonKeys::new(self.name.clone(), self.identity.public().spki(), certificate)
+    pub fn shown_with(&self, certificate: Option<&SessionCertificate>) -> UserKeys {
+        UserKeys::new(self.name.clone(), self.identity.public().spki(), certificate)
     }
 
     pub fn login_request(&self) -> ClientMessage {

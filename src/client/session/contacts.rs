@@ -9,7 +9,7 @@ use crate::client::entry::{Place, Source};
 use crate::client::store::trust::{Trust, TrustStore};
 use crate::crypto::public::{Fingerprint, IdentityPublicKey, SessionPublicKey, safety_number};
 use crate::name::Username;
-use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, PersonKeys};
+use crate::protocol::{ClientMessage, Keys, KeysRequest, MAX_KEY_NAMES, UserKeys};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::path::Path;
@@ -279,7 +279,7 @@ impl Contacts {
     }
 
     /// Takes the keys that the server shows for one user, and reports what is wrong with them.
-    pub fn take(&mut self, cx: &mut Cx, person: &PersonKeys) -> Learned {
+    pub fn take(&mut self, cx: &mut Cx, person: &UserKeys) -> Learned {
         let name = &person.name;
         let before = self.fingerprint(name);
         let learned = self.learn(person, cx.now);
@@ -313,7 +313,7 @@ impl Contacts {
 
     /// Checks and stores the keys that the server shows for one user. `now_ms` is in milliseconds since 1970.
     /// PROTOCOL#ask-keys.
-    fn learn(&mut self, keys: &PersonKeys, now_ms: u64) -> Learned {
+    fn learn(&mut self, keys: &UserKeys, now_ms: u64) -> Learned {
         let contact = self.people.entry(keys.name.clone()).or_default();
         contact.is_asked = false;
         contact.key = None;
@@ -548,7 +548,7 @@ mod tests {
         for (name, is_doubtful) in [("bob", true), ("carol", false)] {
             let name: Username = name.parse().expect("name");
             let identity = identity.clone();
-            let keys = PersonKeys {
+            let keys = UserKeys {
                 name,
                 identity,
                 session_key: None,
@@ -574,7 +574,7 @@ mod tests {
         let (bob, identity): (Username, _) = ("bob".parse().expect("name"), IdentityKey::generate());
         let certificate = identity.certify(&bob, &SessionKey::generate(), 0);
         for session in [Some(&certificate), None] {
-            let keys = PersonKeys::new(bob.clone(), identity.public().spki(), session);
+            let keys = UserKeys::new(bob.clone(), identity.public().spki(), session);
             assert_eq!(contacts.learn(&keys, 0), Learned::Known);
             assert_eq!(contacts.get(&bob).key.is_some(), session.is_some());
         }

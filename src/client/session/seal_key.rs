@@ -6,7 +6,7 @@ use crate::crypto::public::{
     IdentityPublicKey, MailboxCertificate, SessionCertificate, SessionPublicKey, is_mailbox_valid_at,
     is_valid_at,
 };
-use crate::protocol::PersonKeys;
+use crate::protocol::UserKeys;
 
 /// The certified key that messages to a user are sealed for: of the session, or of an absent user the mailbox key.
 /// PROTOCOL#mail-sender.
@@ -23,7 +23,7 @@ pub struct SealKey {
 impl SealKey {
     /// The key of an answer, if it has one. Its certificate is checked.
     pub fn shown(
-        keys: &PersonKeys,
+        keys: &UserKeys,
         identity: &IdentityPublicKey,
         now_ms: u64,
     ) -> Result<Option<SealKey>, String> {

@@ -12,8 +12,8 @@ use crate::crypto::public::{IdentityPublicKey, WRAPPED_BYTES};
 use crate::crypto::secret::random;
 use crate::encoding::{Bytes, Fixed};
 use crate::protocol::{
-    EncryptedMessage, ErrorCode, Failure, Keys, Lost, MailboxCertificate, PersonKeys, Presence, Sent,
-    SessionCertificate, WrappedKey,
+    EncryptedMessage, ErrorCode, Failure, Keys, Lost, MailboxCertificate, Presence, Sent, SessionCertificate,
+    UserKeys, WrappedKey,
 };
 use miniserde::json;
 use std::collections::HashMap;
@@ -138,7 +138,7 @@ impl Net {
                     let n = self.find(&who).expect("known");
                     let is_away = self.away.contains(&n);
                     let session = if is_away { None } else { Some(&self.keys[n]) };
-                    let keys = PersonKeys::new(who, self.identities[n].clone(), session);
+                    let keys = UserKeys::new(who, self.identities[n].clone(), session);
                     match self.mailboxes.get(&n).filter(|_| is_away) {
                         Some((_, mailbox)) => with_mailbox(keys, mailbox),
                         None => keys,
@@ -1898,7 +1898,7 @@ fn list_with_a_double_of_a_known_name_is_refused() {
     assert_eq!(say(["alice", "carol", "dave"], 1), "<bob -> alice, carol, dave> hello");
     // One whose key is remembered counts when it is offline, too.
     let spki = net.identities[1].clone();
-    let keys = PersonKeys {
+    let keys = UserKeys {
         name: carol(),
         identity: Bytes(spki),
         session_key: None,
@@ -1929,10 +1929,10 @@ fn room_text_longer_than_the_limit_is_refused() {
     }
 }
 
-fn with_mailbox(keys: PersonKeys, mailbox: &MailboxCertificate) -> PersonKeys {
+fn with_mailbox(keys: UserKeys, mailbox: &MailboxCertificate) -> UserKeys {
     let MailboxCertificate { mailbox_key, created, certificate } = mailbox.clone();
     let (created, certificate) = (Some(created), Some(certificate));
-    PersonKeys { mailbox_key: Some(mailbox_key), created, certificate, ..keys }
+    UserKeys { mailbox_key: Some(mailbox_key), created, certificate, ..keys }
 }
 
 impl Net {

@@ -14,7 +14,7 @@ use crate::crypto::public::{
 };
 use crate::crypto::secret::Key;
 use crate::name::Username;
-use crate::protocol::{self, MAX_GRANTED, PersonKeys};
+use crate::protocol::{self, MAX_GRANTED, UserKeys};
 use crate::sync::lock;
 use frames::{Frame, Sender};
 use outbox::{Buffers, Outbox, Queued};
@@ -188,8 +188,8 @@ impl Session {
     }
 
     /// The answer to a request for this user's keys.
-    pub fn keys(&self) -> PersonKeys {
-        PersonKeys::new(self.name.clone(), self.identity.clone(), Some(&lock(&self.current).certificate))
+    pub fn keys(&self) -> UserKeys {
+        UserKeys::new(self.name.clone(), self.identity.clone(), Some(&lock(&self.current).certificate))
     }
 }
 

@@ -6,8 +6,8 @@ use secure_messenger::crypto::secret::Key;
 use secure_messenger::encoding::{Bytes, Fixed};
 use secure_messenger::protocol::{
     Body, ClientMessage, EncryptedMessage, EncryptedSend, Envelope, Failure, Grant, Header, KEY_BEGINS,
-    KEY_ENDS, Kept, Keys, KeysRequest, Kind, Lost, Mail, MailDone, MailRequest, Packet, PersonKeys, Presence,
-    Received, Register, Resume, Routing, Scope, Sent, ServerMessage, Session, WrappedKey, shared_part,
+    KEY_ENDS, Kept, Keys, KeysRequest, Kind, Lost, Mail, MailDone, MailRequest, Packet, Presence, Received,
+    Register, Resume, Routing, Scope, Sent, ServerMessage, Session, UserKeys, WrappedKey, shared_part,
 };
 use secure_messenger::wire::frame::{Frame, LineTooLong, Lines, packet_head};
 
@@ -191,7 +191,7 @@ fn some_messages() -> Vec<Vec<u8>> {
         targets: vec![alice()],
         keys: [(alice(), WrappedKey::new(&[9; 264]))].into_iter().collect(),
     };
-    let person = PersonKeys {
+    let person = UserKeys {
         name: alice(),
         identity: Bytes(vec![1]),
         session_key: None,

@@ -11,8 +11,8 @@ use crate::crypto::secret::random;
 use crate::disk;
 use crate::encoding::{Fixed, hex};
 use crate::protocol::{
-    EncryptedMessage, ErrorCode, Failure, Keys, KeysRequest, MailboxCertificate, PersonKeys, Presence,
-    ServerMessage, WrappedKey,
+    EncryptedMessage, ErrorCode, Failure, Keys, KeysRequest, MailboxCertificate, Presence, ServerMessage,
+    UserKeys, WrappedKey,
 };
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -217,7 +217,7 @@ impl Reader {
                 let n = (0..3).find(|n| name(*n) == who).expect("known");
                 let (identity, key) = (&IDENTITIES[self.known_as[n]], &SESSIONS[n]);
                 let certificate = identity.certify(&who, key, NOW);
-                PersonKeys::new(who, identity.public().spki(), Some(&certificate))
+                UserKeys::new(who, identity.public().spki(), Some(&certificate))
             };
             let keys = names.into_iter().map(person).collect();
             self.server(ServerMessage::Keys(Keys { keys, unknown: Vec::new() }));
