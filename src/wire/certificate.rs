@@ -29,15 +29,15 @@ const COMMON_NAME: &str = "secure_messenger";
 const SUBJECT: &[u8] = b"\x31\x19\x30\x17\x06\x03\x55\x04\x03\x0c\x10";
 /// The first alternative names of such a certificate, in DER: localhost, 127.0.0.1, ::1.
 const LOCAL: &[u8] = b"\x82\x09localhost\x87\x04\x7f\x00\x00\x01\x87\x10\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01";
-/// The longest PEM file, in bytes: a chain has some KiB.
-pub const MAX_PEM: usize = 256 * 1024;
+/// The longest PEM file that is read, in bytes; a chain of certificates has some KiB.
+const MAX_PEM: usize = 256 * 1024;
 
 pub(super) const UNUSABLE_KEY: &str = "this key cannot be used for TLS: use RSA with 2048 bits or more, ECDSA on P-256, P-384 \
     or P-521, or Ed25519";
 pub(super) const OTHER_KEY: &str = "server.key is not the key of the certificate in server.crt: install a matching pair (of \
     several keys in server.key, the first counts)";
 
-/// Text that identifies other content of a PEM file, and what to do about it.
+/// Text that identifies other content of a PEM file, and its remedy.
 const OTHER_FORMS: [(&str, &str); 7] = [
     // PKCS#8, then the older form of OpenSSL.
     ("BEGIN ENCRYPTED", ENCRYPTED),
@@ -137,7 +137,7 @@ pub fn plan(folder: &Path, now_ms: u64) -> io::Result<Prepared> {
     match (disk::is_there(&key_path)?, disk::is_there(&certificate_path)?) {
         (true, true) => {
             let facts = read_facts(&certificate_path)?;
-            if !is_former(&facts, now_ms) {
+            if !is_renewable(&facts, now_ms) {
                 return Ok(Prepared::Found);
             }
             match is_of(&facts, &read_key_pair(&key_path)?) {
@@ -193,7 +193,7 @@ pub fn renew(folder: &Path, now_ms: u64) -> io::Result<bool> {
     let renewed = certify(&key, now_ms)?;
     // Read again directly before the rename: the operator may have put another certificate there since the plan.
     let check = |_: &File| match read_facts(&path)? {
-        facts if is_former(&facts, now_ms) && is_of(&facts, &key) => Ok(()),
+        facts if is_renewable(&facts, now_ms) && is_of(&facts, &key) => Ok(()),
         _ => Err(disk::error(&path, "replaced by another program just now; it stays as it is")),
     };
     disk::replace_with(&path, |file| file.write_all(renewed.as_bytes()), check)?;
@@ -202,10 +202,11 @@ pub fn renew(folder: &Path, now_ms: u64) -> io::Result<bool> {
 }
 
 /// Whether it is an expired certificate that this program made.
-fn is_former(facts: &Facts, now_ms: u64) -> bool {
+fn is_renewable(facts: &Facts, now_ms: u64) -> bool {
     facts.self_made && facts.not_after <= now_ms
 }
 
+/// Whether a certificate is for this key.
 fn is_of(facts: &Facts, key: &KeyPair) -> bool {
     Fingerprint::of(&key.subject_public_key_info()) == facts.fingerprint
 }
@@ -269,7 +270,7 @@ fn without_mark(pem: &[u8]) -> &[u8] {
     pem.strip_prefix("\u{feff}".as_bytes()).unwrap_or(pem)
 }
 
-/// The content of a file that is not text, and what to do about it.
+/// The remedy for a file that is not PEM but UTF-16, PKCS#12 or DER; `None` for any other.
 fn other_encoding(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("this looks like UTF-16: save the file as UTF-8"),
@@ -281,7 +282,7 @@ fn other_encoding(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Says why a file holds no `wanted`, and what to do.
+/// The error for a file without a `wanted`: why, and what to do.
 fn missing(path: &Path, bytes: &[u8], wanted: &str) -> io::Error {
     if let Some(why) = other_encoding(bytes) {
         return disk::error(path, why);
@@ -293,7 +294,7 @@ fn missing(path: &Path, bytes: &[u8], wanted: &str) -> io::Error {
     } else if let Some((_, why)) = OTHER_FORMS.iter().find(|(mark, _)| text.contains(mark)) {
         *why
     } else if !has(&wanted.to_ascii_uppercase()) && (has("PRIVATE KEY") || has("CERTIFICATE")) {
-        "it is the other of the two: put the certificate in server.crt, and its private key in server.key"
+        "it belongs in the other file: put the certificate in server.crt, and its private key in server.key"
     } else if text.contains("-----BEGIN") {
         "it is damaged or cut off: copy it again, from the line -----BEGIN to the line -----END"
     } else {
@@ -322,7 +323,7 @@ pub fn notice(facts: &Facts, now_ms: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::secret::random;
+    use crate::disk::tests::Folder;
     use rcgen::Issuer;
     use std::fs;
 
@@ -331,9 +332,7 @@ mod tests {
 
     #[test]
     fn expired_certificate_is_renewed_only_if_self_made() {
-        let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
-        let folder = std::env::temp_dir().join(format!("certificates-{name}"));
-        disk::private_folders(&folder, &[]).expect("a folder");
+        let folder = Folder::new();
         assert_eq!(prepare(&folder, NOW).expect("made"), Prepared::Made);
         let path = folder.join("server.crt");
         let key = read_key_pair(&folder.join("server.key")).expect("a key");
@@ -378,7 +377,6 @@ mod tests {
         fs::write(folder.join("server.key"), other).expect("written");
         let error = prepare(&folder, renewed.not_after).expect_err("another key").to_string();
         assert!(error.ends_with(OTHER_KEY) && read() == before, "{error}");
-        fs::remove_dir_all(&folder).expect("clean up");
     }
 
     #[test]

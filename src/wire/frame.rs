@@ -1,7 +1,7 @@
 //! Splits a byte stream into lines and packets (PROTOCOL#lines, PROTOCOL#packets).
 //!
 //! Invariant: the buffer holds at most the limit and one read, however the bytes arrive, and its capacity is at most
-//! twice that of its bytes plus `SPARE`. The limit applies before any parsing.
+//! twice its length plus `SPARE`. The limit applies before any parsing.
 
 use std::io::BufRead;
 use zeroize::Zeroize;
@@ -15,8 +15,8 @@ const PACKET: u8 = 0;
 /// A packet's first byte and its length.
 const PACKET_HEAD: usize = 5;
 
-/// Bytes that the buffer may have beyond twice what it holds: two reads, so that it does not shrink after each of them.
-/// Without a limit, it would keep the memory of the longest line, uncounted.
+/// The capacity of the buffer beyond twice its length, in bytes: two reads, so that it does not shrink after each of
+/// them. Without a limit, it would keep the memory of the longest line, uncounted.
 const SPARE: usize = 128 * 1024;
 
 /// One line or packet. PROTOCOL#packet.
@@ -123,8 +123,8 @@ impl Lines {
         Ok(Some(Frame::Packet(&self.buffer[start..self.taken])))
     }
 
-    /// The bytes of an incomplete line or packet, and whether it is another one than before the last bytes were
-    /// appended.
+    /// The bytes of the incomplete line or packet at the end, and whether it is a new one: a frame was returned since
+    /// the last append.
     pub fn partial(&self) -> (usize, bool) {
         (self.buffer.len() - self.taken, self.taken > 0)
     }

@@ -1,8 +1,8 @@
 //! The channel between client and server: TLS 1.3 or 1.2 over TCP, or plain TCP if the user asks for it.
 //!
 //! Invariant: a thread that waits for the socket holds no lock; the TLS state is locked only to move bytes in or out. A
-//! client gets a [`Channel`] only by naming the fingerprint that it trusts ([`Unverified::trust`]). Nothing falls back
-//! to plain TCP. No other file talks to rustls.
+//! client gets a TLS [`Channel`] only by naming the fingerprint that it trusts ([`Unverified::trust`]). Nothing falls
+//! back to plain TCP. No other file talks to rustls.
 
 use super::certificate::{self, Facts};
 use crate::crypto::public::Fingerprint;
@@ -179,8 +179,8 @@ fn is_silence(error: &io::Error) -> bool {
 #[derive(Default)]
 pub struct Reader {
     large: Vec<u8>,
-    /// TLS buffers neither bytes that came with the handshake nor an end that came with the last bytes. Asking it at
-    /// each read would cost each thread another page of stack.
+    /// False while TLS may hold bytes that came with the handshake, or an end that came with the last bytes. Asking it
+    /// before each read would cost each thread another page of stack.
     is_drained: bool,
 }
 
@@ -189,13 +189,13 @@ pub struct Reader {
 pub enum Received {
     /// Bytes arrived, perhaps only for TLS itself.
     Some,
-    /// Nothing arrived, perhaps after less than the maximum wait.
+    /// Nothing arrived. The wait may have been shorter than the maximum.
     Silence,
     /// The peer has closed.
     End,
 }
 
-/// A connection that no third party can read or change, or plain TCP.
+/// A TLS connection, which no third party can read or change, or plain TCP.
 pub struct Channel {
     socket: Arc<TcpStream>,
     /// `None` without TLS.
@@ -385,7 +385,7 @@ pub struct Unverified {
 }
 
 impl Unverified {
-    /// Client: the handshake. The client sends nothing else before [`Unverified::trust`].
+    /// The handshake. The client sends nothing else before [`Unverified::trust`].
     ///
     /// # Errors
     /// As [`Channel::accept`].
@@ -437,7 +437,7 @@ fn take_plaintext(tls: &mut Connection, plain: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypto::secret::random;
+    use crate::disk::tests::Folder;
     use std::net::TcpListener;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -520,11 +520,9 @@ mod tests {
 
     #[test]
     fn last_bytes_arrive_before_the_end() {
-        let folder = std::env::temp_dir().join(format!("channel-{}", u64::from_be_bytes(random())));
-        disk::private_folders(&folder, &[]).expect("a folder");
+        let folder = Folder::new();
         certificate::prepare(&folder, crate::clock::now_ms()).expect("a certificate");
         let (acceptor, _) = acceptor(&folder).expect("a pair");
-        std::fs::remove_dir_all(&folder).expect("clean up");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let socket = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
         let deadline = Instant::now() + HOUR;

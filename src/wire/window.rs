@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 /// Frames after which either side acknowledges: rare enough to cost nothing, far below what a sender may keep.
 pub const ACK_FRAMES: u64 = 32;
-/// Bytes after which either side acknowledges.
+/// Bytes after which either side acknowledges: a third of a server's smallest outbox.
 pub const ACK_BYTES: usize = 128 * 1024;
 
 /// Whether an `ack` is due for this many frames and bytes. PROTOCOL#ack-when.
@@ -96,7 +96,7 @@ impl<T> SendWindow<T> {
         reaches
     }
 
-    /// Returns the number of items.
+    /// Frees the frames up to number `received`, and returns how many.
     fn free(&mut self, received: u64, freed: impl FnMut(T)) -> usize {
         let count = (received - self.acked) as usize;
         self.acked = received;
@@ -132,7 +132,7 @@ impl<T> SendWindow<T> {
     }
 }
 
-/// Bytes of items for which an empty queue keeps room.
+/// The capacity of an empty queue, in bytes of items, so that a short queue is not allocated again and again.
 const KEPT: usize = 2048;
 
 /// Frees the memory of a queue that was far longer than it is now, so that an idle session does not hold its maximum.
@@ -147,7 +147,7 @@ pub fn spare<T>(queue: &mut VecDeque<T>) {
 #[derive(Default, Clone, Copy)]
 pub struct Received {
     total: u64,
-    /// The number that the peer knows. It may be ahead: a resumption can name frames that are counted later.
+    /// The number that the peer knows. It may be ahead of `total`: a resumption can name frames that are counted later.
     told: u64,
     /// Bytes of the frames that the peer does not know.
     bytes: usize,
@@ -359,7 +359,7 @@ mod tests {
         received.count(1, 0);
         assert_eq!((received.due(false), received.due(true)), (None, Some(36)));
         received.count(1, ACK_BYTES);
-        assert_eq!((received.position(), received.due(true)), (37, None), "a resumption tells it too");
+        assert_eq!((received.position(), received.due(true)), (37, None), "a resumption reports it too");
     }
 
     /// PROTOCOL#ack-true.

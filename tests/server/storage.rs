@@ -674,10 +674,10 @@ fn unusable_certificate_is_refused_with_a_remedy() {
         (
             own_key.clone(),
             own_key.clone(),
-            "server.crt: no certificate in this file: it is the other of the two",
+            "server.crt: no certificate in this file: it belongs in the other file",
         ),
         (read("own.pub"), own.clone(), "server.key: no private key in this file: it is a public key: put"),
-        (own.clone(), own.clone(), "server.key: no private key in this file: it is the other of the two"),
+        (own.clone(), own.clone(), "server.key: no private key in this file: it belongs in the other file"),
         (
             own_key.clone(),
             read("own.trusted"),
