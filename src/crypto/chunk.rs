@@ -26,13 +26,13 @@ pub struct Plan {
     pub id: TransferId,
     /// The transfer key, from the offer: 32 bytes that only the two sides know.
     pub key: Key,
-    /// Bytes of the whole file; the maker of a plan checks that it has less than 2^32 chunks.
+    /// Bytes of the whole file, with fewer than 2^32 chunks: whoever makes a plan checks that.
     pub size: u64,
     /// The first chunk that is sent; the recipient has those before it. Groups are counted from it.
     pub start: u32,
 }
 
-/// How many chunks a file of `size` bytes has; `None` for 2^32 or more.
+/// The number of chunks of a file of `size` bytes; `None` for 2^32 or more.
 pub fn chunks(size: u64) -> Option<u32> {
     u32::try_from(size.div_ceil(CHUNK as u64)).ok()
 }
@@ -49,7 +49,7 @@ struct Parts<'a> {
 }
 
 impl Plan {
-    /// All chunks of the file; 0 for an empty file.
+    /// The number of chunks of the file; 0 for an empty one.
     pub fn chunks(&self) -> u32 {
         chunks(self.size).unwrap_or(u32::MAX)
     }

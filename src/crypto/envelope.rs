@@ -1,4 +1,4 @@
-//! Messages from one user to others: sealed once, their key wrapped for each recipient.
+//! Messages from one user to others: sealed once, with their key wrapped for each recipient.
 //!
 //! Invariant: a client decrypts nothing before it has verified the sender's signature over every field, and shows
 //! nothing whose fields contradict each other. Only [`Envelope::verify`] makes a [`Verified`], and only that opens, so
@@ -16,11 +16,11 @@ use crate::name::{MAX_NAME, Username};
 use miniserde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-/// Texts are padded to a multiple of this number of bytes, so that a ciphertext reveals a length only in such steps.
+/// Texts are padded to a multiple of this number of bytes, so that a ciphertext reveals a length only in these steps.
 pub const BUCKET: usize = 256;
 /// The longest text of a message, in bytes.
 pub const MAX_TEXT: usize = 32 * 1024;
-/// The most members of a room, its author included.
+/// The most members of a room, the sender included: each text is sealed and signed once for each of the others.
 pub const MAX_MEMBERS: usize = 32;
 /// The longest plaintext, in bytes: the members of the largest room and the longest text.
 pub const MAX_PLAINTEXT: usize = 1 + MAX_MEMBERS * (1 + MAX_NAME) + MAX_TEXT;
@@ -160,7 +160,7 @@ impl Body {
 /// The part that all recipients get. Nothing in a received one is trusted before [`Envelope::verify`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Envelope {
-    /// Its kind, its sender and its recipients.
+    /// Its kind, its sender and its recipient.
     pub header: Header,
     /// The ciphertext, and what protects both.
     pub body: Body,
@@ -250,7 +250,7 @@ impl Verified<'_> {
         &self.envelope.header
     }
 
-    /// Identifies the message, however often it is sealed: SHA-256 of its first header. PROTOCOL#message-id.
+    /// Identifies the text, however often it is sealed: SHA-256 of its first header. PROTOCOL#message-id.
     pub fn id(&self) -> [u8; 32] {
         self.header().again.map_or_else(|| sha256(&self.encoded), |id| id.0)
     }

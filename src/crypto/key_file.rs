@@ -1,6 +1,6 @@
 //! The identity key on disk: PKCS#8 under AES-256-GCM, with a key that PBKDF2 derives from the password.
 //!
-//! Invariant: the file and the password are all that is needed to open it, and each error names the remedy.
+//! Invariant: its owner's name and password are all that is needed to open the file. Each error says what is wrong.
 //! Specification: PROTOCOL#key-file.
 
 use super::keys::IdentityKey;
@@ -18,6 +18,9 @@ pub const MAX_FILE: usize = 16 * 1024;
 /// The most [`Login`]s in a file: few accounts share one key, and the client compares each challenge with all of them.
 pub const MAX_LOGINS: usize = 8;
 const LOGINS: &str = "logins";
+const VERSION: u32 = 1;
+const KDF: &str = "PBKDF2-HMAC-SHA256";
+const CIPHER: &str = "AES-256-GCM";
 
 /// The salt and rounds that a user's client chose for an account, and that the server's challenge repeats.
 /// PROTOCOL#known-logins.
@@ -49,15 +52,11 @@ struct KeyFile {
     tag: Fixed<16>,
 }
 
-/// Its list, which an older file lacks. PROTOCOL#logins.
+/// The member that an older key file lacks. PROTOCOL#logins.
 #[derive(Deserialize)]
 struct Listed {
     logins: Vec<Login>,
 }
-
-const VERSION: u32 = 1;
-const KDF: &str = "PBKDF2-HMAC-SHA256";
-const CIPHER: &str = "AES-256-GCM";
 
 words! {
     /// Why a key file does not open.
@@ -80,7 +79,7 @@ impl std::error::Error for KeyFileError {}
 
 /// The data that GCM authenticates beside the ciphertext: the owner, so that files cannot be exchanged.
 fn associated(owner: &Username) -> Vec<u8> {
-    Fields::new(label::KEY_FILE).bytes(owner.as_str().as_bytes()).finish()
+    Fields::new(label::KEY_FILE).text(owner.as_str()).finish()
 }
 
 fn parse<T: Deserialize>(text: &[u8]) -> Result<T, KeyFileError> {
@@ -100,8 +99,8 @@ pub fn logins(text: &[u8]) -> Result<Vec<Login>, KeyFileError> {
     let Listed { logins: list } = parse(text).map_err(|_| KeyFileError::Logins)?;
     let is_single = |login: &Login| list.iter().filter(|other| other.salt == login.salt).count() == 1;
     let is_valid = |login: &Login| (PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS).contains(&login.rounds);
-    let holds = (1..=MAX_LOGINS).contains(&list.len());
-    if holds && list.iter().all(|login| is_valid(login) && is_single(login)) {
+    let has_few = (1..=MAX_LOGINS).contains(&list.len());
+    if has_few && list.iter().all(|login| is_valid(login) && is_single(login)) {
         Ok(list)
     } else {
         Err(KeyFileError::Logins)
@@ -146,8 +145,8 @@ pub fn seal(key: &IdentityKey, owner: &Username, password: &Password) -> String 
 /// [`KeyFileError`]; parameters are checked before any work is done with them.
 pub fn open(text: &[u8], owner: &Username, password: &Password) -> Result<IdentityKey, KeyFileError> {
     let file: KeyFile = parse(text)?;
-    let known = file.version == VERSION && file.kdf == KDF && file.cipher == CIPHER;
-    if !known || !(PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS).contains(&file.rounds) {
+    let is_known = file.version == VERSION && file.kdf == KDF && file.cipher == CIPHER;
+    if !is_known || !(PBKDF2_MIN_ROUNDS..=PBKDF2_MAX_ROUNDS).contains(&file.rounds) {
         return Err(KeyFileError::Unsupported);
     }
     logins(text)?;
@@ -202,7 +201,7 @@ mod tests {
 
     /// PROTOCOL#line, PROTOCOL#json, PROTOCOL#depth.
     #[test]
-    fn key_file_has_the_json_of_a_line() {
+    fn key_file_follows_the_json_profile_of_lines() {
         let login = json::to_string(&Login::random());
         let list = |members: &str| {
             logins(format!("{{{members}\"logins\":[{login}]}}").as_bytes()).map(|list| list.len())

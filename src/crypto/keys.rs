@@ -1,6 +1,6 @@
 //! Private keys. The identity key signs, and derives the keys of its owner's sealed files; a session key decrypts.
 //!
-//! Invariant: neither key does the other's work, neither is cloned, and both are wiped on drop (by `rsa` and aws-lc,
+//! Invariant: neither key does the other's work, neither has `Clone`, and both are wiped on drop (by `rsa` and aws-lc,
 //! which blind all private operations). The server never names this file.
 //!
 //! Session keys are aws-lc's, which TLS links already: a client unwraps a key for every message and for every five
@@ -109,7 +109,8 @@ impl IdentityKey {
     }
 }
 
-/// The key of one login, in memory only, or of one absence. It only decrypts. PROTOCOL#session-key.
+/// The key of one login, which stays in memory, or of one absence: a mailbox key. It only decrypts.
+/// PROTOCOL#session-key.
 pub struct SessionKey {
     key: OaepPrivateDecryptingKey,
     public: SessionPublicKey,
@@ -166,7 +167,7 @@ fn new_decrypting_key() -> PrivateDecryptingKey {
     PrivateDecryptingKey::generate(KeySize::Rsa2048).expect("aws-lc has memory and randomness")
 }
 
-/// The key of the next absence, which its owner stores before anything is sealed for it. PROTOCOL#mailbox-key.
+/// A new mailbox key. Its owner stores it before anything is sealed for it. PROTOCOL#mailbox-key.
 pub struct NewMailboxKey {
     key: SessionKey,
     pkcs8: Zeroizing<Vec<u8>>,

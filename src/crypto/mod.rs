@@ -4,8 +4,8 @@
 //! explicit fields under a versioned label (PROTOCOL#encodings).
 //!
 //! Rooms: [`secret`] (keys and passwords), [`primitives`] (one function each), [`public`] (keys that verify or wrap:
-//! all that the server may name), [`keys`] (private keys), [`key_file`] (the identity key on disk), [`envelope`]
-//! (messages), [`chunk`] (files).
+//! the only RSA that the server may name), [`keys`] (private keys), [`key_file`] (the identity key on disk),
+//! [`envelope`] (messages), [`chunk`] (files).
 
 pub mod chunk;
 pub mod envelope;
@@ -42,7 +42,7 @@ pub mod label {
     pub const KEY_COMMITMENT: &str = "secure-messenger/1 key commitment";
     /// A chunk's HMAC under the transfer key, and its associated data: two lists of different length (PROTOCOL#chunks).
     pub const CHUNK: &str = "secure-messenger/1 chunk";
-    /// Its hash is the OAEP label for the keys of a group of chunks (PROTOCOL#chunks).
+    /// The fields whose hash is the OAEP label for the keys of a group of chunks (PROTOCOL#chunks).
     pub const CHUNK_KEYS: &str = "secure-messenger/1 chunk keys";
     /// One user's half of a safety number (PROTOCOL#safety-number).
     pub const SAFETY_NUMBER: &str = "secure-messenger/1 safety number";
@@ -108,7 +108,7 @@ words! {
         BadSignature = "the signature is wrong",
         /// Decryption failed: a wrong key, altered bytes, a commitment to another key or wrong padding.
         BadCiphertext = "it cannot be decrypted",
-        /// Fields of the envelope contradict each other, its ciphertext is too long, or it names another identity key.
+        /// Fields of an envelope contradict each other, its ciphertext is too long, or it names another identity key.
         BadEnvelope = "its fields contradict each other",
         /// The session certificate is older than 26 hours or the mailbox certificate than 30 days, or one is more than
         /// 2 hours from the future.

@@ -1,7 +1,7 @@
 //! Secrets: keys and passwords.
 //!
 //! Invariant: a secret is wiped on drop and compared in constant time. It has no `Clone` and no `Display`, and `Debug`
-//! does not show it. Only `expose` reads it, which is easy to search for.
+//! does not show it. Only `expose` returns its bytes, which is easy to search for.
 
 use crate::encoding::{Bytes, Text, base64, text};
 use rand::TryRng;
