@@ -18,7 +18,7 @@ use crate::wire::frame;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Recipients that are looked up together, and queued for: logins wait for some microseconds meanwhile.
+/// Recipients that are looked up, and queued for, under one lock: logins wait for it, some microseconds.
 const TOGETHER: usize = 16;
 
 /// Delivers one envelope; the answer is `sent`, or an `error` with the request's `id`. PROTOCOL#outcome.
@@ -35,7 +35,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     let (is_alone, mut list) = (targets.len() == 1, FlushList::default());
     let mut queue = |(target, key, found): (Username, &WrappedKey, Option<(&Session, bool)>)| {
         let names = match found {
-            // Such a message waits, but only if it is sealed for the mailbox key.
+            // The server would keep the message, but it is not sealed for the recipient's mailbox key.
             None if has_receipt && shared.store.mail.key(&target).is_some() => &mut sent.stale,
             None => &mut sent.offline,
             Some((_, false)) => &mut sent.stale,
@@ -49,7 +49,7 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
                         quotas::count(&shared.quotas.busy);
                         &mut sent.busy
                     }
-                    // It ends at this moment, perhaps for a new login: the sender asks for the keys again.
+                    // The session has just ended, perhaps for a new login: the sender asks for the keys again.
                     Queued::Gone => &mut sent.stale,
                 }
             }
@@ -59,8 +59,8 @@ pub fn deliver(shared: &Shared, sender: &Session, mut send: EncryptedSend) -> Se
     let mut targets = targets.into_iter().zip(keys.values()).peekable();
     while targets.peek().is_some() {
         let online = shared.registry.read();
-        // With the session of each, if it has one, and whether the key is wrapped for it. Look all of them up first, so
-        // that the cache misses overlap.
+        // The session of each, and whether the key is wrapped for its session key. Look all of them up first, so that
+        // the cache misses overlap.
         let found = targets.by_ref().take(TOGETHER).map(|(target, key)| {
             let session = online.get(&target);
             (target, key, session.map(|session| (&**session, session.uses_key(key.id()))))
@@ -108,8 +108,9 @@ pub fn check(sender: &Session, send: &mut EncryptedSend) -> Result<(), (ErrorCod
     bad("targets and keys must name the same users, each once")
 }
 
-/// Relays that `recipient` accepts this many further packets from a peer. The answer is `refused`; `None` if the grant
-/// was relayed or taken back. PROTOCOL#not-granted.
+/// Records how many further packets `recipient` accepts from a peer, and passes the grant on to the peer. A count of 0
+/// revokes. The answer is `refused`; `None` if the grant was passed on or revoked. PROTOCOL#grants,
+/// PROTOCOL#not-granted.
 pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<ServerMessage> {
     let Grant { peer, transfer, count } = grant;
     if count == 0 {
@@ -131,8 +132,8 @@ pub fn grant(shared: &Shared, recipient: &Session, grant: Grant) -> Option<Serve
     Some(ServerMessage::Refused(Refused { peer, transfer }))
 }
 
-/// Queues a packet for its recipient, which has granted it. If there is no room and it `is_late`, the rest of its
-/// transfer is refused too. PROTOCOL#packet-order.
+/// Queues a packet for its recipient, if the recipient has granted it. If there is no room and it `is_late`, revokes
+/// the grant. PROTOCOL#packet-order.
 pub fn relay(shared: &Shared, sender: &Session, packet: &Packet<'_>, is_late: bool) -> Queued {
     let Packet { peer, transfer, payload } = packet;
     let Some(recipient) = shared.registry.get(peer) else { return Queued::Gone };
@@ -146,7 +147,7 @@ pub fn relay(shared: &Shared, sender: &Session, packet: &Packet<'_>, is_late: bo
     queued
 }
 
-/// The keys of each name that has an account, with that of its session if it has one, else of its mailbox.
+/// The keys of each user that has an account: the identity key, and that of the session, else of the mailbox.
 /// `bad_targets` for more than [`MAX_KEY_NAMES`] names.
 pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
     if request.names.len() > MAX_KEY_NAMES {
@@ -179,12 +180,12 @@ pub fn keys(shared: &Shared, request: &KeysRequest) -> ServerMessage {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::session::frames::tests::under_pressure;
     use super::super::session::outbox::tests::{attach, link};
     use super::super::session::outbox::{Attached, Condition};
     use super::super::session::tests::{TRANSFER, name, session};
-    use super::super::shared::tests::{HOUR, shared};
+    use super::super::shared::tests::{HOUR, member, shared};
     use super::*;
     use crate::crypto::public::{Fingerprint, RSA_BYTES, WRAPPED_BYTES};
     use crate::encoding::{Bytes, Fixed};
@@ -192,13 +193,6 @@ mod tests {
     use std::io::Read;
     use std::net::TcpStream;
     use std::time::Duration;
-
-    /// An online user, and the other end of their connection.
-    fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
-        let (session, far) = session(name);
-        assert!(shared.registry.insert(&session, 100));
-        (session, far)
-    }
 
     /// Whether these bytes come next.
     fn comes(mut far: &TcpStream, bytes: &[u8]) -> bool {
@@ -208,7 +202,7 @@ mod tests {
     }
 
     /// A broadcast for the session keys that members have.
-    fn letter(from: &str, targets: &[&str]) -> EncryptedSend {
+    pub fn letter(from: &str, targets: &[&str]) -> EncryptedSend {
         let targets: Vec<_> = targets.iter().copied().map(name).collect();
         let key = WrappedKey::new(&[0; WRAPPED_BYTES]);
         EncryptedSend {
@@ -287,7 +281,7 @@ mod tests {
 
     /// PROTOCOL#grants, PROTOCOL#not-granted.
     #[test]
-    fn a_grant_is_passed_on_or_refused_and_then_it_grants_nothing() {
+    fn refused_grant_is_not_passed_on_and_grants_nothing() {
         let (shared, _folder) = shared(HOUR);
         let ((alice, _), (bob, far)) = (member(&shared, "alice"), member(&shared, "bob"));
         let ask = |peer: &str, count: u32| {
@@ -302,8 +296,8 @@ mod tests {
         assert!(is_refused(ask("nobody", 1), "nobody") && !alice.has_granted(&name("nobody"), TRANSFER));
         assert!(is_refused(ask("bob", MAX_GRANTED + 1), "bob") && !alice.has_granted(&bob.name, TRANSFER));
         assert!(ask("bob", 3).is_none() && alice.has_granted(&bob.name, TRANSFER));
-        let told = Grant { peer: name("alice"), transfer: Fixed(TRANSFER), count: 3 };
-        assert!(comes(&far, &ServerMessage::Grant(told).encode()), "and no refused grant");
+        let passed_on = Grant { peer: name("alice"), transfer: Fixed(TRANSFER), count: 3 };
+        assert!(comes(&far, &ServerMessage::Grant(passed_on).encode()), "and no refused grant");
         // A revocation gets no answer, whomever it names.
         assert!(ask("bob", 0).is_none() && !alice.has_granted(&bob.name, TRANSFER));
         assert!(ask("nobody", 0).is_none());
@@ -313,7 +307,7 @@ mod tests {
 
     /// PROTOCOL#shares.
     #[test]
-    fn flood_of_grants_leaves_room_for_those_of_others() {
+    fn flood_of_grants_leaves_room_for_other_users() {
         let (shared, _folder) = shared(HOUR);
         let [(alice, _), (bob, _), (sender, _)] =
             ["alice", "bob", "sender"].map(|name| member(&shared, name));
@@ -363,7 +357,7 @@ mod tests {
         let relay = |is_late| relay(&shared, &bob, &packet, is_late);
         let pressure = under_pressure(alice.outbox.quotas(), 0);
         for _ in 0..5 {
-            assert_eq!(relay(false), Queued::Yes, "each may have some");
+            assert_eq!(relay(false), Queued::Yes, "each session may have 256 KiB");
         }
         for _ in 0..3 {
             assert_eq!(relay(false), Queued::Full);
@@ -373,7 +367,7 @@ mod tests {
         assert_eq!(attach(&alice.outbox, &link, 0), Attached::Yes);
         let packet = [&frame::packet_head(&Packet::address(&bob.name, &TRANSFER), &payload)[..], &payload];
         assert!(comes(&far, &packet.concat().repeat(6)));
-        // After a late packet, the rest of the transfer is refused too.
+        // A late packet revokes the rest of the grant.
         alice.outbox.disconnect();
         let _pressure = under_pressure(alice.outbox.quotas(), 0);
         assert_eq!(relay(true), Queued::Gone);
@@ -382,7 +376,7 @@ mod tests {
 
     /// PROTOCOL#keys_request.
     #[test]
-    fn readme_states_the_limit_of_requested_names() {
+    fn keys_request_with_more_than_64_names_is_refused() {
         let (shared, _folder) = shared(HOUR);
         let asked = |count: usize| {
             let names = (0..count).map(|n| name(&format!("name{n}"))).collect();

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The time for [`Limits::registrations`].
+/// The interval of [`Limits::registrations`].
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The state that all threads share.
@@ -40,7 +40,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Without sessions yet.
+    /// A server without sessions.
     pub fn new(limits: Limits, closed: bool, mut store: Store) -> Shared {
         store.mail.limits = limits.mail.clone();
         Shared {
@@ -55,7 +55,7 @@ impl Shared {
         }
     }
 
-    /// The server's key: `None` without TLS.
+    /// The fingerprint of the server's key: `None` without TLS.
     pub fn server_key(&self) -> Option<Fingerprint> {
         self.store.certificates.as_ref().map(Certificates::key)
     }
@@ -73,15 +73,15 @@ impl Shared {
         self.registry.end(session, Condition::Always, Some(&ServerMessage::error(code, text)));
     }
 
-    /// Ends the session that has been without a connection for longest, to make room for another. False if there is
-    /// none.
+    /// Ends the session that has been without a connection for longest, to make room for another. False if every
+    /// session has one.
     pub fn end_longest_detached(&self) -> bool {
         let mut detached = std::iter::from_fn(|| self.registry.longest_detached());
-        // A session that its client has just resumed does not end.
+        // Try the next one if a client has just resumed its session.
         detached.any(|(since, session)| self.registry.end(&session, Condition::DetachedSince(since), None))
     }
 
-    /// The thread that ends sessions.
+    /// The sweep thread.
     pub fn run_sweep(&self) -> ! {
         loop {
             std::thread::sleep(SWEEP);
@@ -90,7 +90,7 @@ impl Shared {
     }
 
     /// Ends the sessions that have been detached for too long, whose certificate other users no longer accept, or for
-    /// which too much waits. PROTOCOL#outlives, PROTOCOL#certificate-ends.
+    /// which too much waits. Forgets farewells that are over. PROTOCOL#outlives, PROTOCOL#certificate-ends.
     pub fn sweep(&self, now: Instant) {
         self.registry.sweep();
         for session in self.registry.all() {
@@ -129,13 +129,13 @@ pub(super) mod tests {
     }
 
     /// A session with a connection, and its other end.
-    fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
+    pub fn member(shared: &Shared, name: &str) -> (Arc<Session>, TcpStream) {
         let (session, far) = session(name);
         assert!(shared.registry.insert(&session, 100));
         (session, far)
     }
 
-    /// A session without one.
+    /// A session without a connection.
     fn away(shared: &Shared, name: &str) -> Arc<Session> {
         let (session, _) = member(shared, name);
         session.outbox.disconnect();
@@ -196,7 +196,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#ends-at-once.
     #[test]
-    fn session_that_overflows_without_a_connection_is_soon_gone() {
+    fn sweep_ends_a_detached_session_that_overflows() {
         let (shared, folder) = shared(HOUR);
         let away = away(&shared, "away");
         // Its limit is a mebibyte.
@@ -224,7 +224,7 @@ pub(super) mod tests {
 
     /// PROTOCOL#outlives.
     #[test]
-    fn only_the_session_whose_time_is_over_ends() {
+    fn sweep_ends_a_detached_session_after_its_grace_period() {
         let (shared, _folder) = shared(HOUR);
         let (_served, _far) = member(&shared, "served");
         let away = away(&shared, "away");

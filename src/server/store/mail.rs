@@ -5,10 +5,10 @@
 //! one message. The name of a file contains what the index needs: a start reads no message.
 //!
 //! Invariants: a message stays until its recipient has confirmed it, its days are over, or an account is removed. A
-//! file that cannot be read is set aside and reported, never erased. A mailbox's lock makes one step of "is the user
-//! absent", "is this the key in use" and the write of a message: it alone is held across the disk, and a thread takes
-//! it while it holds no other lock. `boxes` and `usage` are leaves. Format: OPERATING#server-mail. Specification:
-//! PROTOCOL#keeping.
+//! file that cannot be read is set aside and reported, never erased. A mailbox's lock is held while the server checks
+//! that the user is absent and the key is in use, and writes a message; no other lock is held during disk access. A
+//! thread takes it while it holds no lock. `boxes` and `usage` are leaves. Format: OPERATING#server-mail.
+//! Specification: PROTOCOL#keeping.
 
 use super::audit::Audit;
 use super::files::Notices;
@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex};
 const FOLDER: &str = "mail";
 /// The file of a mailbox key's certificate, in its user's folder.
 const KEY: &str = "key";
-/// Above the numbers of all messages: 12 digits.
+/// The numbers of all messages are lower: 12 digits.
 const MAX_NUMBER: u64 = 1_000_000_000_000;
 /// The longest file that is read, in bytes: the longest message has 47,000.
 const MAX_FILE: usize = 64 * 1024;
@@ -44,8 +44,9 @@ pub struct Mail {
     folder: PathBuf,
     /// The limits, as the operator has set them.
     pub limits: MailLimits,
+    /// By recipient.
     boxes: Mutex<HashMap<Username, Place>>,
-    /// Messages and bytes of each sender.
+    /// The number of messages from each sender, and their bytes.
     usage: Mutex<HashMap<Username, (usize, u64)>>,
     audit: Arc<Audit>,
 }
@@ -55,13 +56,13 @@ pub struct Mail {
 pub enum Outcome {
     /// The message is on disk.
     Kept,
-    /// The recipient has a session, or another mailbox key.
+    /// The recipient has a session or another mailbox key, or the sender's session has ended.
     Stale,
     /// A limit is reached.
     Full,
 }
 
-/// A mailbox key, with its id.
+/// A mailbox key's certificate, with the key's id.
 type Key = (KeyId, Arc<MailboxCertificate>);
 
 #[derive(Clone, Default)]
@@ -88,7 +89,7 @@ struct Message {
     key: KeyId,
     from: Username,
     bytes: u64,
-    /// The beginning of its signature. A restart forgets it.
+    /// The beginning of its signature, by which a message that is sent again is noticed; `None` after a restart.
     mark: Option<[u8; 8]>,
 }
 
@@ -152,7 +153,7 @@ fn certificate(folder: &Path) -> io::Result<Option<MailboxCertificate>> {
     certificate.map(Some).ok_or_else(|| disk::error(&path, "not the certificate of a mailbox key"))
 }
 
-/// Moves a file that cannot be read. Returns a sentence.
+/// Moves a file that cannot be read to a new name. Returns a sentence for the operator.
 fn set_aside(path: &Path, error: &io::Error) -> String {
     let aside = records::copy_aside(path).and_then(|aside| fs::remove_file(path).map(|()| aside));
     match aside {
@@ -161,7 +162,7 @@ fn set_aside(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// Reports what waits, and which files cannot be read.
+/// Reports the messages that wait, and the files that cannot be read.
 ///
 /// # Errors
 /// As [`Mail::open`].
@@ -221,7 +222,7 @@ impl Mail {
         }
     }
 
-    /// The key that messages for this user are kept for while the user is absent; `None` if there is none.
+    /// The valid mailbox key of this user; `None` if there is none, or the server keeps no messages.
     pub fn key(&self, name: &Username) -> Option<Key> {
         let key = lock(&self.boxes).get(name)?.key.clone()?;
         (self.limits.bytes > 0 && is_mailbox_valid_at(key.1.created, clock::now_ms())).then_some(key)
@@ -259,12 +260,14 @@ impl Mail {
         let written = written.and_then(|()| disk::replace(&folder.join(KEY), line.as_bytes()));
         written.inspect_err(|error| self.failed(name, error))?;
         let key = Some((new.key_id(), Arc::new(new.clone())));
-        lock(&self.boxes).entry(name.clone()).and_modify(|place| place.key = key);
+        if let Some(place) = lock(&self.boxes).get_mut(name) {
+            place.key = key;
+        }
         Ok(true)
     }
 
-    /// Keeps a private or room message for its recipient, if the recipient `is_absent`; returns when it is on disk. The
-    /// same message again is kept once: a client sends it again if its connection broke before the answer.
+    /// Keeps a private or room message for its recipient, if the caller `may` still do so; returns when it is on disk.
+    /// The same message again is kept once: a client sends it again if its connection broke before the answer.
     /// PROTOCOL#keeping.
     ///
     /// # Errors
@@ -273,7 +276,7 @@ impl Mail {
         &self,
         to: &Username,
         message: Box<EncryptedMessage>,
-        is_absent: impl FnOnce() -> bool,
+        may: impl FnOnce() -> bool,
     ) -> io::Result<Outcome> {
         let (from, key) = (message.envelope.header.from.clone(), message.key.id());
         let mark = message.envelope.body.signature.0.first_chunk().copied();
@@ -283,12 +286,12 @@ impl Mail {
         if mailbox.messages.iter().any(|one| one.from == from && one.mark == mark) {
             return Ok(Outcome::Kept);
         }
-        if self.key(to).is_none_or(|current| current.0 != key) || !is_absent() {
+        if self.key(to).is_none_or(|current| current.0 != key) || !may() {
             return Ok(Outcome::Stale);
         }
         let (number, arrived, bytes) = (mailbox.last + 1, clock::now_ms(), line.len() as u64);
         let new = Message { number, arrived, key, from, bytes, mark };
-        if !self.has_room(&mailbox.messages, &new) {
+        if !self.reserve(&mailbox.messages, &new) {
             return Ok(Outcome::Full);
         }
         let path = self.folder.join(to.as_str()).join(new.file());
@@ -302,8 +305,8 @@ impl Mail {
         Ok(Outcome::Kept)
     }
 
-    /// Counts a message, if the limits allow it beside these in its mailbox. PROTOCOL#mail-limits.
-    fn has_room(&self, messages: &[Message], new: &Message) -> bool {
+    /// Counts a new message, if the limits allow it beside the messages in its mailbox. PROTOCOL#mail-limits.
+    fn reserve(&self, messages: &[Message], new: &Message) -> bool {
         self.count(new);
         let limits = &self.limits;
         let own = messages.iter().filter(|one| one.from == new.from).map(|one| one.bytes).sum::<u64>();
@@ -320,7 +323,8 @@ impl Mail {
         has_room
     }
 
-    /// The oldest messages of this user after this number that wait for these keys. PROTOCOL#fetching.
+    /// The oldest messages for this user with numbers above `after` that are sealed for these keys. Sets unreadable
+    /// files aside. PROTOCOL#fetching.
     pub fn fetch(&self, name: &Username, keys: &[KeyId], after: u64) -> protocol::Mail {
         let mut mail = protocol::Mail { mail: Vec::new(), more: false, other: 0, until: 0 };
         let Some(place) = self.place(name) else { return mail };
@@ -364,8 +368,8 @@ impl Mail {
         all.iter().for_each(|(name, place)| _ = self.delete(name, place, is_over));
     }
 
-    /// Deletes the mailbox of a user who has no account and no session any more, and all messages from the user.
-    /// Returns how many messages these were.
+    /// Deletes the mailbox of a user whose account is being removed and whose session has ended, and all messages from
+    /// the user. Returns the number of these messages.
     pub fn remove(&self, name: &Username) -> usize {
         let former = lock(&self.boxes).remove(name);
         let own = former.map_or(0, |place| self.delete(name, &place, |_| true));
@@ -378,18 +382,18 @@ impl Mail {
         own + from.sum::<usize>()
     }
 
-    /// Deletes some messages of a mailbox, and returns how many. A file that stays nevertheless is delivered again
-    /// after a restart.
-    fn delete(&self, name: &Username, place: &Place, is_over: impl Fn(&Message) -> bool) -> usize {
+    /// Deletes the messages of a mailbox that are `over`, and returns their number. A file that cannot be deleted is
+    /// delivered again after a restart.
+    fn delete(&self, name: &Username, place: &Place, over: impl Fn(&Message) -> bool) -> usize {
         let (folder, mut mailbox) = (self.folder.join(name.as_str()), lock(&place.mailbox));
         let before = mailbox.messages.len();
         mailbox.messages.retain(|one| {
-            if is_over(one) {
+            if over(one) {
                 let _ =
                     fs::remove_file(folder.join(one.file())).inspect_err(|error| self.failed(name, error));
                 self.uncount(one);
             }
-            !is_over(one)
+            !over(one)
         });
         if mailbox.messages.len() < before {
             // Otherwise a power failure could bring them back after their key is gone.
@@ -431,7 +435,7 @@ mod tests {
         Mail::open(&folder.0, audit, notices).expect("a folder")
     }
 
-    /// Sets a key in the current session; whether it was taken.
+    /// Sets a key in the current session. Returns whether it was accepted.
     fn set(mail: &Mail, user: &str, new: &MailboxCertificate) -> bool {
         mail.set(&name(user), new, || true).expect("a disk")
     }
@@ -553,7 +557,7 @@ mod tests {
         let month = 30 * 24 * 3_600_000;
         assert!((now + month - 60_000..=now + month).contains(&batch.until));
         let numbers: Vec<_> = batch.mail.iter().map(|kept| kept.number).collect();
-        // A client goes on without confirming what it cannot show yet.
+        // A client continues without confirming messages that it cannot show yet.
         let next = mail.fetch(&name("carol"), &[second], numbers[15]);
         assert_eq!((next.mail.len(), next.more, next.other), (2, false, 1));
         assert_eq!(mail.fetch(&name("carol"), &[second, first], next.mail[1].number).mail.len(), 0);
@@ -595,7 +599,7 @@ mod tests {
         assert_eq!((online, nobody, mail.counts()), (Outcome::Stale, Outcome::Stale, (0, 0)));
         let newer = self::key(2, clock::now_ms() + 1);
         assert!(set(&mail, "carol", &newer));
-        assert_eq!(keep(&mail, "alice", key, 1), Outcome::Stale, "its owner erases this key");
+        assert_eq!(keep(&mail, "alice", key, 1), Outcome::Stale, "the recipient erases a replaced key");
     }
 
     /// PROTOCOL#keeping.
@@ -761,7 +765,7 @@ mod tests {
         assert_eq!((files(&folder, ".set-aside-").len(), files(&folder, "note").len()), (5, 1));
         assert!(fs::read(&files(&folder, ".set-aside-")[0]).expect("kept") == whole[..whole.len() / 2]);
         assert_eq!(log(&mail, &folder).matches("event=damaged_mail user=carol").count(), 5);
-        // A restored old file is an old message again: its recipient's client notices. No time is too late.
+        // A restored file is delivered again, which the recipient's client notices. Any arrival time is valid.
         fs::write(&paths[0], &whole).expect("a disk");
         let late = format!("{:012}-{max}-{}-alice", 999_999_999_998u64, hex(&[0; 8]));
         fs::write(folder.0.join("mail/carol").join(late), &whole).expect("a disk");
