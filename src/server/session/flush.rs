@@ -1,4 +1,4 @@
-//! Sends queued frames: those of a broadcast at once and together, deferred ones at a tick. One thread does it, so that
+//! Sends queued frames: those of a broadcast as soon as possible, deferred ones at a tick. One thread does it, so that
 //! a thread that has queued frames for a thousand users continues at once.
 //!
 //! Invariant: an outbox enters a [`FlushList`] only if it is not marked as listed, and the list for the tick only if it
@@ -58,8 +58,8 @@ impl Flusher {
         self.wake.notify_one();
     }
 
-    /// Queues one message of the server's own that no user waits for: it is sent with the next frame, at the latest
-    /// after 20 ms. PROTOCOL#deferred.
+    /// Queues one message of the server's own that no user waits for: it is sent with the next frame, after [`TICK`] at
+    /// the latest. PROTOCOL#deferred.
     pub fn send_deferred(&self, outbox: &Arc<Outbox>, frame: Frame) {
         if !outbox.defer(frame) {
             return;
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queued_work_joins_the_next_pass_once() {
+    fn queued_frames_join_the_next_flush_once() {
         let flusher = Arc::new(Flusher::default());
         let running = flusher.clone();
         std::thread::spawn(move || running.run());
@@ -120,7 +120,7 @@ mod tests {
                 }
                 assert_eq!(next(&far, 8), "one two ");
             }
-            // A detached session sends it on its next connection.
+            // A detached session sends its frames on its next connection.
             outbox.detach(&link);
             let mut list = FlushList::default();
             outbox.queue(line("three"), &mut list);
@@ -130,7 +130,7 @@ mod tests {
 
     /// PROTOCOL#deferred.
     #[test]
-    fn delayed_answer_is_sent_with_the_next_frame_or_alone() {
+    fn deferred_answer_is_sent_with_the_next_frame_or_alone() {
         let flusher = Arc::new(Flusher::default());
         let (link, far) = link();
         let outbox = outbox_on(link, 1024);
@@ -151,11 +151,11 @@ mod tests {
 
     /// PROTOCOL#deferred.
     #[test]
-    fn delayed_answers_wait_for_no_long_pass_and_no_crowd() {
+    fn deferred_answer_waits_for_no_long_flush_or_full_list() {
         let flusher = Arc::new(Flusher::default());
         let [(idle, _far), (another, far)] = [link(), link()];
         let outbox = outbox_on(idle, 1024);
-        // Two locked outboxes hold up the flusher's pass.
+        // Two locked outboxes hold up the flusher.
         let [(first, _first), (second, _second)] = [link(), link()];
         let [first, second] = [first, second].map(|link| outbox_on(link, 1024));
         let (held, held_longer) = (hold(&first), hold(&second));
@@ -166,7 +166,7 @@ mod tests {
         std::thread::spawn(move || running.run());
         let end = Instant::now() + PATIENCE;
         while lock(&flusher.lists).next.len() > 1 {
-            assert!(Instant::now() < end, "it does not begin");
+            assert!(Instant::now() < end, "the flush does not begin");
             std::thread::yield_now();
         }
         let another = outbox_on(another, 1024);

@@ -99,15 +99,15 @@ impl Frame {
     }
 }
 
-/// The sender to notify if a message is lost. `S` notifies it.
+/// The sender to notify if a message is lost. `S` is its outbox.
 pub struct Receipt<S> {
-    /// Notifies the session that sent the message; a later session of the same user is not notified.
+    /// The session that sent the message: a later session of the same user is not notified.
     pub sender: Weak<S>,
     /// The number that the sender gave the message.
     pub id: u64,
 }
 
-/// The data of the frames in the window.
+/// The keys, receipts and sizes of the frames in the window.
 struct Load<S> {
     /// The wrapped keys of the envelopes, in order.
     keys: VecDeque<WrappedKey>,
@@ -139,7 +139,7 @@ impl<S> Load<S> {
         }
     }
 
-    /// Returns the frame's memory.
+    /// Removes the keys, receipt and size of the oldest frame.
     fn free(&mut self, frame: &Frame) {
         match frame.kind {
             Kind::Packet => {
@@ -157,7 +157,7 @@ impl<S> Load<S> {
         }
     }
 
-    /// Frees memory, so that an idle session holds little.
+    /// Returns unused memory, so that an idle session holds little.
     fn spare(&mut self) {
         spare(&mut self.keys);
         if self.receipts.is_empty() {
@@ -168,7 +168,7 @@ impl<S> Load<S> {
 
 /// All frames of one session that are not acknowledged. PROTOCOL#frames, PROTOCOL#kept, PROTOCOL#kept-limit.
 pub struct Frames<S> {
-    /// Bytes of lines: see [`Frames::takes`].
+    /// For [`Frames::takes`], in bytes of lines.
     limit: usize,
     window: SendWindow<Frame>,
     load: Load<S>,
@@ -238,7 +238,8 @@ impl<S> Frames<S> {
         self.load.bytes > self.limit.saturating_mul(2).saturating_add(MAX_LINE)
     }
 
-    /// The number of packets that wait, or that the client could have acknowledged. PROTOCOL#granted-limit.
+    /// The number of packets that wait, or that the client must have acknowledged if it has received them.
+    /// PROTOCOL#granted-limit.
     pub fn packets(&self) -> usize {
         let waiting = self.window.behind();
         waiting + (self.load.packets - waiting).saturating_sub(ACK_FRAMES as usize)
@@ -287,7 +288,7 @@ impl<S> Frames<S> {
         Ok(is_ack_due(frames, bytes))
     }
 
-    /// Whether the session can continue from there.
+    /// Whether the session can continue with a client that has received `received` frames since the login.
     pub fn reaches(&self, received: u64) -> bool {
         self.window.reaches(received)
     }
@@ -367,13 +368,9 @@ pub(in crate::server) mod tests {
         out
     }
 
-    fn acknowledge(frames: &mut Frames, received: u64) -> Result<bool, FalseAck> {
-        frames.acknowledge(received)
-    }
-
     /// PROTOCOL#packet-order, PROTOCOL#sent-again.
     #[test]
-    fn unacknowledged_frames_are_sent_again_before_others() {
+    fn unacknowledged_frames_are_resent_before_others() {
         let mut frames = Frames::new(1000);
         put_packet(&mut frames, 1);
         [line(2), line(3)].into_iter().for_each(|frame| frames.put(frame));
@@ -383,25 +380,25 @@ pub(in crate::server) mod tests {
         assert!(!frames.resume(4) && frames.resume(1));
         frames.put(line(6));
         assert_eq!(sent(&mut frames), [3, 1, 4, 6, 5]);
-        assert_eq!(acknowledge(&mut frames, 6), Ok(false));
+        assert_eq!(frames.acknowledge(6), Ok(false));
         assert_eq!((frames.load.bytes, frames.load.packets, frames.load.packet_bytes), (0, 0, 0));
     }
 
     /// PROTOCOL#no-session.
     #[test]
-    fn late_older_resumption_ends_no_session() {
+    fn abandoned_resumption_does_not_end_the_session() {
         let mut frames = Frames::new(1000);
         put_packet(&mut frames, 2);
         [line(1), line(3)].into_iter().for_each(|frame| frames.put(frame));
         assert_eq!(sent(&mut frames), [1, 3, 2]);
         // An abandoned attempt, on which nothing is sent; then the true count.
         assert!(frames.resume(1) && frames.resume(1));
-        assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "nothing was sent on this connection yet");
+        assert_eq!(frames.acknowledge(2), Err(FalseAck), "nothing was sent on this connection yet");
         assert!(frames.reaches(3) && !frames.reaches(4) && frames.resume(3));
-        assert_eq!(acknowledge(&mut frames, 2), Err(FalseAck), "the client has three already");
+        assert_eq!(frames.acknowledge(2), Err(FalseAck), "the client has three already");
         assert!(frames.is_idle() && !frames.reaches(2) && frames.load.packet_bytes == 0);
         frames.put(line(4));
-        assert_eq!((sent(&mut frames), acknowledge(&mut frames, 4)), (vec![4], Ok(false)));
+        assert_eq!((sent(&mut frames), frames.acknowledge(4)), (vec![4], Ok(false)));
     }
 
     /// PROTOCOL#shares.
@@ -422,7 +419,7 @@ pub(in crate::server) mod tests {
         sent(&mut frames);
         assert_eq!((flood(&mut frames, eve), flood(&mut frames, mallory)), (0, 2));
         assert_eq!((flood(&mut frames, carol), flood(&mut frames, eve)), (1, 0));
-        assert_eq!((acknowledge(&mut frames, 3), flood(&mut frames, eve)), (Ok(false), 1));
+        assert_eq!((frames.acknowledge(3), flood(&mut frames, eve)), (Ok(false), 1));
         // The server's own messages reduce the room of all senders.
         frames.put(Frame::line(vec![0; 100]));
         assert_eq!([eve, mallory, carol].map(|one| flood(&mut frames, one)), [0; 3]);
@@ -431,21 +428,21 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#ack-true.
     #[test]
-    fn an_ack_neither_falls_nor_exceeds_what_was_sent() {
+    fn ack_that_falls_or_exceeds_the_sent_frames_is_false() {
         let mut frames = Frames::new(1000);
         (1..=3).for_each(|n| frames.put(line(n)));
-        assert_eq!(acknowledge(&mut frames, 1), Err(FalseAck), "nothing was sent");
+        assert_eq!(frames.acknowledge(1), Err(FalseAck), "nothing was sent");
         sent(&mut frames);
-        assert_eq!(acknowledge(&mut frames, 4), Err(FalseAck));
-        assert_eq!(acknowledge(&mut frames, 2), Ok(false));
-        assert_eq!(acknowledge(&mut frames, 2), Ok(false));
-        assert_eq!(acknowledge(&mut frames, 1), Err(FalseAck));
+        assert_eq!(frames.acknowledge(4), Err(FalseAck));
+        assert_eq!(frames.acknowledge(2), Ok(false));
+        assert_eq!(frames.acknowledge(2), Ok(false));
+        assert_eq!(frames.acknowledge(1), Err(FalseAck));
         assert!(!frames.reaches(1) && frames.reaches(2) && frames.reaches(3));
     }
 
     /// PROTOCOL#kept-limit.
     #[test]
-    fn kept_frames_count_like_waiting_ones_and_none_is_forgotten() {
+    fn kept_frames_count_against_the_limit_until_acknowledged() {
         let mut frames = Frames::new(50);
         for n in 0..5 {
             assert!(!is_full(&frames), "{n}");
@@ -453,13 +450,13 @@ pub(in crate::server) mod tests {
             sent(&mut frames);
         }
         assert!(is_full(&frames) && frames.reaches(0));
-        assert_eq!(acknowledge(&mut frames, 1), Ok(false));
+        assert_eq!(frames.acknowledge(1), Ok(false));
         assert!(!is_full(&frames));
         (0..40).for_each(|n| put_packet(&mut frames, n));
         assert_eq!(frames.packets(), 40);
         sent(&mut frames);
         assert_eq!(frames.packets(), 8, "the number that it must have acknowledged");
-        assert_eq!(acknowledge(&mut frames, 45), Ok(true));
+        assert_eq!(frames.acknowledge(45), Ok(true));
         assert_eq!(frames.packets(), 0);
     }
 
@@ -479,13 +476,13 @@ pub(in crate::server) mod tests {
                     }
                 }
                 sent(&mut frames);
-                assert_eq!(acknowledge(&mut frames, received), Ok(due), "{count} frames of {length} bytes");
+                assert_eq!(frames.acknowledge(received), Ok(due), "{count} frames of {length} bytes");
             }
         }
         let mut frames = Frames::new(1 << 20);
         (0..10).for_each(|_| frames.put(Frame::line(vec![b'x'; 65_535])));
         sent(&mut frames);
-        assert_eq!(acknowledge(&mut frames, 1), Ok(false), "no matter how much is unacknowledged");
+        assert_eq!(frames.acknowledge(1), Ok(false), "no matter how much is unacknowledged");
     }
 
     #[test]
@@ -511,7 +508,7 @@ pub(in crate::server) mod tests {
     }
 
     #[test]
-    fn each_envelope_is_sent_with_its_own_key_however_often() {
+    fn envelope_is_sent_and_resent_with_its_own_key() {
         let mut frames = Frames::new(1 << 20);
         let first_digits = |frames: &mut Frames| {
             let mut plain = Vec::new();
@@ -528,14 +525,14 @@ pub(in crate::server) mod tests {
             assert_eq!(first_digits(&mut frames), digits(n));
             first_digits(&mut frames);
         }
-        assert_eq!(acknowledge(&mut frames, 20), Ok(false));
+        assert_eq!(frames.acknowledge(20), Ok(false));
         assert_eq!(first_digits(&mut frames), digits(13));
         assert!(frames.resume(22));
         for n in 11..20 {
             assert_eq!(first_digits(&mut frames), digits(n));
             first_digits(&mut frames);
         }
-        assert!(frames.is_idle() && acknowledge(&mut frames, 40) == Ok(false));
+        assert!(frames.is_idle() && frames.acknowledge(40) == Ok(false));
         assert_eq!((frames.load.bytes, frames.load.keys.len(), frames.load.sent_keys), (0, 0, 0));
     }
 
@@ -580,7 +577,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#kept-limit, PROTOCOL#packet-order.
     #[test]
-    fn each_may_have_256_kib_and_an_eighth_of_the_rest() {
+    fn session_may_hold_256_kib_and_an_eighth_of_the_rest() {
         const PACKET: usize = 64 * 1024;
         let (quotas, mut frames) = (Quotas::default(), Frames::new(1000));
         let packet = || Frame::packet(vec![0], &[0; PACKET - 1]);

@@ -1,4 +1,5 @@
-//! The sending half of a session: frames, connection, end. Plain data: [`outbox`](super::outbox) locks it.
+//! The sending half of a session: its state, its connection and its frames. Plain data:
+//! [`outbox`](super::outbox) locks it.
 
 use super::frames::Frames;
 use crate::protocol::Control;
@@ -12,7 +13,7 @@ use std::time::Instant;
 pub struct Link {
     /// Only the holder of the baton encrypts and writes; the connection's thread reads.
     pub channel: Channel,
-    /// Its address, and whether it may be evicted.
+    /// Counts the connection, and knows its address.
     pub ticket: Ticket,
 }
 
@@ -23,19 +24,19 @@ pub enum State {
     /// The server's own messages no longer fit. Nothing is exchanged, and the next sweep, or a newer login, ends the
     /// session.
     Full,
-    /// Its lines are still sent until this time, and nothing is queued.
+    /// The session has ended. Its lines are still sent until this time, and nothing further is queued.
     Ending(Instant),
-    /// Nothing is sent.
+    /// The session has ended, and nothing is sent.
     Over,
 }
 
-/// The frames that a session sends and its connection, under one lock. `S` notifies a sender.
+/// The frames that a session sends and its connection, under one lock. `S` is the outbox of a message's sender.
 pub struct Io<S> {
     /// The stage of the session.
     pub state: State,
     /// `None` while the session has no connection.
     pub link: Option<Arc<Link>>,
-    /// The time at which it lost its last connection.
+    /// The time at which the session lost its last connection.
     pub since: Instant,
     /// Attempts to attach a link so far, the login's included.
     pub attempts: u64,
@@ -90,7 +91,7 @@ impl<S> Io<S> {
         }
     }
 
-    /// Sends nothing more.
+    /// Cuts the link and drops all frames.
     pub fn stop(&mut self, state: State) {
         self.state = state;
         self.frames.clear();
@@ -107,8 +108,8 @@ impl<S> Io<S> {
         self.control.is_idle() && self.frames.is_idle()
     }
 
-    /// Puts the next batch into `plain`. Control lines end each batch, so that a `pong` seldom overtakes earlier
-    /// answers, and no long frame delays it.
+    /// Puts the next batch into `plain`. Control lines are at the end of each batch, so that a `pong` seldom overtakes
+    /// earlier answers, and waits for one batch at most.
     pub fn next_batch(&mut self, plain: &mut Vec<u8>, most: usize) {
         plain.clear();
         plain.extend(self.control.first.take().unwrap_or_default());
@@ -121,7 +122,8 @@ impl<S> Io<S> {
         }
     }
 
-    /// Releases the baton of the current link if nothing is left to send.
+    /// Releases the baton of the current link if nothing is left to send, else returns false. An ending session is over
+    /// then.
     pub fn release_baton(&mut self) -> bool {
         if !self.is_idle() {
             return false;

@@ -1,7 +1,7 @@
 //! One login of a user: its keys for other users, and the outbox for their messages.
 //!
-//! A session outlives its connections; [`Outbox`] exchanges lines with the client. Every lock is held for a few
-//! instructions, in the order that [`outbox`] states.
+//! A session outlives its connections; its [`Outbox`] exchanges frames with the client. Every lock here is held for a
+//! few instructions; [`outbox`] states their order.
 
 pub mod flush;
 pub mod frames;
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// Remembered tokens of replaced sessions, two for each: enough for a user who moves between three machines.
+/// Remembered tokens of replaced sessions: two for each of two, enough for a user who moves between three machines.
 const SUPERSEDED: usize = 4;
 /// The number of tokens that [`Session::tokens`] returns: constant, so that an answer's time reveals nothing.
 const TOKENS: usize = OWN_TOKENS + SUPERSEDED;
@@ -41,8 +41,8 @@ pub struct Session {
     /// The identity key, DER.
     identity: Vec<u8>,
     current: Mutex<Current>,
-    /// The [id](KeyId) of the session key in use, as a number. Changes together with `current`, under its lock.
-    key_name: AtomicU64,
+    /// The [`KeyId`] of the session key in use, as a number. Changes together with `current`, under its lock.
+    key_id: AtomicU64,
     /// Tokens of the sessions that this one has replaced, the latest first: a client that resumes one learns of the
     /// replacement.
     superseded: Mutex<[Key; SUPERSEDED]>,
@@ -57,7 +57,7 @@ struct Current {
     token: Key,
     /// Milliseconds since 1970.
     expires: u64,
-    /// The end of the certificate by the clock when it was accepted: setting the clock ends no session.
+    /// The end of the certificate, as an [`Instant`] of when it was accepted: setting the clock ends no session.
     certified_until: Instant,
     /// The former token, in case the answer to the renewal was lost, and when it expires.
     former: (Key, u64),
@@ -82,7 +82,7 @@ impl Current {
     }
 }
 
-fn number(certificate: &SessionCertificate) -> u64 {
+fn key_number(certificate: &SessionCertificate) -> u64 {
     u64::from_be_bytes(Fingerprint::of(&certificate.session_key.0).key_id())
 }
 
@@ -95,7 +95,7 @@ impl Session {
             outbox: Arc::new(outbox),
             identity: login.identity().spki(),
             current: Mutex::new(Current::new(login.certificate(), now_ms, (Key::random(), 0))),
-            key_name: AtomicU64::new(number(login.certificate())),
+            key_id: AtomicU64::new(key_number(login.certificate())),
             superseded: Mutex::new(std::array::from_fn(|_| Key::random())),
             granted: Mutex::default(),
         }
@@ -109,7 +109,7 @@ impl Session {
     }
 
     /// Accepts a new session key whose certificate was verified. False if it is older than the one in use: a thief of
-    /// the session without the identity key has only older ones. `now_ms` is in milliseconds since 1970.
+    /// the session, without the identity key, has only older ones. `now_ms` is in milliseconds since 1970.
     pub fn renew(&self, certificate: &SessionCertificate, now_ms: u64) -> bool {
         let mut current = lock(&self.current);
         if certificate.created < current.certificate.created {
@@ -117,7 +117,7 @@ impl Session {
         }
         let former = (current.token.duplicate(), current.expires);
         *current = Current::new(certificate, now_ms, former);
-        self.key_name.store(number(certificate), Ordering::Release);
+        self.key_id.store(key_number(certificate), Ordering::Release);
         true
     }
 
@@ -146,9 +146,9 @@ impl Session {
         IdentityPublicKey::parse(&self.identity).expect("it is the encoding of one")
     }
 
-    /// Whether `key_name` names the session key in use. Takes no lock, because a broadcast asks a thousand sessions.
-    pub fn uses_key(&self, key_name: KeyId) -> bool {
-        self.key_name.load(Ordering::Acquire) == u64::from_be_bytes(key_name)
+    /// Whether `key_id` is that of the session key in use. Takes no lock, because a broadcast asks a thousand sessions.
+    pub fn uses_key(&self, key_id: KeyId) -> bool {
+        self.key_id.load(Ordering::Acquire) == u64::from_be_bytes(key_id)
     }
 
     /// Lets `sender` send this number of further packets. False, and nothing changes, if more than [`MAX_GRANTED`]
@@ -231,7 +231,7 @@ pub(super) mod tests {
         Key::new([byte; 32])
     }
 
-    /// Values with an unverified certificate.
+    /// The values of a renewal, with an unverified certificate.
     fn current(token: Key, expires: u64, former: (Key, u64)) -> Current {
         let certificate =
             SessionCertificate { session_key: Bytes(Vec::new()), created: 0, certificate: Fixed([0; 256]) };
@@ -249,7 +249,7 @@ pub(super) mod tests {
             outbox,
             identity: Vec::new(),
             current: Mutex::new(current(Key::random(), u64::MAX, (Key::random(), u64::MAX))),
-            key_name: AtomicU64::new(0),
+            key_id: AtomicU64::new(0),
             superseded: Mutex::new(std::array::from_fn(|_| Key::random())),
             granted: Mutex::default(),
         };
@@ -271,7 +271,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn replacement_recognizes_the_last_two_tokens_but_takes_none() {
+    fn replacement_knows_the_tokens_of_two_former_sessions() {
         let sessions = [1, 3, 5, 7].map(|byte| {
             let (session, _) = session("alice");
             *lock(&session.current) = current(key(byte), 20, (key(byte + 1), 10));
@@ -280,7 +280,7 @@ pub(super) mod tests {
         for two in sessions.windows(2) {
             two[1].supersede(&two[0]);
         }
-        // Expired tokens of replaced sessions too: a client that returns with one learns of the replacement.
+        // Also after their expiry: a client that returns with one learns of the replacement.
         assert!(sessions[3].tokens(9) == [key(7), key(8), key(5), key(6), key(3), key(4)]);
         let late = sessions[3].tokens(20);
         assert!(late[2..] == [key(5), key(6), key(3), key(4)]);
@@ -320,7 +320,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn envelope_is_for_the_session_key_in_use() {
+    fn only_the_session_key_in_use_has_its_id() {
         let (session, _far) = session("alice");
         assert!(session.uses_key(Fingerprint([0; 32]).key_id()));
         assert!(!session.uses_key(Fingerprint([1; 32]).key_id()));

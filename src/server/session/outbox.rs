@@ -1,17 +1,17 @@
 //! The exchange of a session with its client: the frames that it sends ([`io`](super::io)), and the frames that it
 //! receives.
 //!
-//! LOCK ORDER: a user's mailbox (held across the disk, by a thread that holds no other lock) → the registry's sessions.
+//! LOCK ORDER: a user's mailbox (held during disk access, taken by a thread without locks) → the registry's sessions.
 //! `inbound` → what a session has granted → the registry's changes → its sessions → a session's keys and tokens (a
 //! former session's first) → `io` → leaves (TLS, quotas, rates, connection limits, the flusher's lists, farewells,
-//! accounts, the index of all mailboxes, the audit log). Two `io` or two `inbound` are never held together. Eight
-//! sentences say why this is enough:
+//! accounts, the index of all mailboxes, the audit log). Two `io` or two `inbound` are never held together. Why this is
+//! enough:
 //!
 //! 1. A client's frame is counted and handled together, under `inbound`, if its link serves the session when `inbound`
-//!    is taken. Nothing waits there, for a client or the disk (a message that uses the disk does so before), so a
-//!    resumption gets `inbound` soon after it has cut the link.
-//! 2. The holder of the *baton* (`Io::writing`) alone encrypts for its link; baton and link change together, under
-//!    `io`.
+//!    is taken. No holder of `inbound` waits for a client or the disk (a message that uses the disk does so before), so
+//!    a resumption gets `inbound` soon after it has cut the link.
+//! 2. Only the holder of the *baton* (`Io::writing`) encrypts for the link. Cutting the link frees the baton in the
+//!    same step, under `io`.
 //! 3. After every write the holder checks whether its link is still the current one; if not, it touches nothing
 //!    further.
 //! 4. [`Outbox::attach`] cuts the former link, then takes `inbound` and reads the position, and sets the new link and
@@ -23,9 +23,9 @@
 //! 8. A session ends only in the registry ([`end`](crate::server::registry::Registry::end) or a newer login), under the
 //!    lock of its changes. Delivery may fill an outbox, but never ends a session.
 //!
-//! No thread waits for a client: when its socket is full, the baton and the rest go to a writer thread that ends when
-//! it has caught up. A connection that accepts nothing for 30 s is closed; after the end of its session, 30 s are all
-//! it gets.
+//! Only a writer thread waits for a client to read: when a socket is full, the baton and the rest of the batch go to
+//! one, which ends when it has caught up. A connection that accepts nothing for 30 s is closed; after the end of its
+//! session, it is closed after 30 s in any case.
 
 use super::frames::{self, Frame};
 use super::io::{Io, Link, State};
@@ -42,15 +42,15 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
-/// Bytes that are encrypted and sent together: four TLS records. With one record a call, the calls took a third of the
-/// time that a broadcast's sending takes.
+/// Bytes that are encrypted and sent together: four TLS records. With one record a call, system calls took a third of
+/// the time of sending a broadcast.
 const BATCH: usize = 64 * 1024;
-/// The same for a client that does not accept them at once, so that they wait in memory. Each has 30 s to be sent.
+/// The same for a slow client, for which the encrypted batch waits in memory. Each batch has 30 s to be sent.
 const SLOW_BATCH: usize = 16 * 1024;
-/// Batches (1 MiB of lines) after which the holder gives the baton to a writer thread: other clients wait for the
-/// holder.
+/// Batches (1 MiB of lines) after which the holder gives the baton to a writer thread, because other clients wait for
+/// the holder.
 const MAX_BATCHES: usize = 16;
-/// Stack of a writer thread, in bytes, which only encrypts and writes.
+/// Stack of a writer thread, in bytes: it only encrypts and writes.
 const WRITER_STACK: usize = 128 * 1024;
 
 /// The state of the frames that the server receives.
@@ -92,9 +92,9 @@ pub enum Condition<'a> {
 /// The result of [`Outbox::attach`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Attached {
-    /// The session continues on it.
+    /// The session continues on this link.
     Yes,
-    /// The session has ended, or cannot continue from there.
+    /// The session has ended, or cannot continue after so few or so many frames.
     NoSession,
     /// The former connection, which is closed, is still busy.
     Busy,
@@ -145,7 +145,8 @@ impl Outbox {
         self.list(self.put(frame), list);
     }
 
-    /// Queues a message of the server's own. If it no longer fits, the session ends. PROTOCOL#ends-at-once.
+    /// Queues a message of the server's own. If these no longer fit, the session is [full](State::Full), and the next
+    /// sweep ends it. PROTOCOL#ends-at-once.
     fn put(&self, frame: Frame) -> MutexGuard<'_, Io<Outbox>> {
         let mut io = lock(&self.io);
         if io.is_open() && io.frames.overflows() {
@@ -181,8 +182,8 @@ impl Outbox {
         Queued::Yes
     }
 
-    /// Queues a packet behind all lines, and makes it only if there is room. The caller [flushes](Outbox::flush) when
-    /// it holds no lock.
+    /// Queues a packet behind all lines; `packet` makes it, only if there is room. The caller [flushes](Outbox::flush)
+    /// when it holds no lock.
     pub fn put_packet(&self, packet: impl FnOnce() -> Frame) -> Queued {
         let mut io = lock(&self.io);
         if !io.is_open() {
@@ -210,7 +211,7 @@ impl Outbox {
         lock(&self.io).address
     }
 
-    /// Whether the server's own messages no longer fit, and nobody has ended the session yet.
+    /// Whether the server's own messages no longer fit, and the session has not been ended yet.
     pub fn is_full(&self) -> bool {
         matches!(lock(&self.io).state, State::Full)
     }
@@ -221,8 +222,8 @@ impl Outbox {
         io.is_open() && io.is_on(link)
     }
 
-    /// Since when the session has no connection; `None` if it has one, or has ended, or its login attaches the first
-    /// one at this moment.
+    /// Since when the session has no connection; `None` if it has one, or has ended, or its login has not attached the
+    /// first one yet.
     pub fn detached(&self) -> Option<Instant> {
         let io = lock(&self.io);
         let is_detached = io.attempts > 0 && io.link.is_none();
@@ -235,7 +236,7 @@ impl Outbox {
         !io.is_open() && io.is_on(link)
     }
 
-    /// If the session has ended: drops what still waits for its client, and closes the connection.
+    /// If the session has ended, drops the frames that still wait for its client, and closes the connection.
     pub fn end_farewell(&self) {
         let mut io = lock(&self.io);
         if matches!(io.state, State::Ending(_)) {
@@ -244,7 +245,7 @@ impl Outbox {
     }
 
     /// Frees the frames that the client of `link` has received, unless the session has another link. True if an `ack`
-    /// was due for that many.
+    /// was due for them.
     ///
     /// # Errors
     /// [`FalseAck`], as [`Frames::acknowledge`](super::frames::Frames::acknowledge).
@@ -275,7 +276,7 @@ impl Outbox {
         let (attempt, until) = (io.attempts, Instant::now() + patience);
         drop(io);
         loop {
-            // The holder soon sees that its link was cut.
+            // The holder of `inbound` soon sees that its link was cut.
             let inbound = match self.inbound.try_lock() {
                 Err(TryLockError::WouldBlock) => None,
                 Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -315,8 +316,8 @@ impl Outbox {
         }
     }
 
-    /// The reader of `link` has ended, perhaps before a login has attached it: the connection is closed, unless it is
-    /// ending by itself.
+    /// The reader of `link` has ended, perhaps before a login has attached it: closes the connection, unless the
+    /// farewell is still being sent.
     pub fn detach(&self, link: &Arc<Link>) {
         let mut io = lock(&self.io);
         io.attempts = io.attempts.max(1);
@@ -384,7 +385,7 @@ impl Outbox {
         self.run_baton(io, buffers);
     }
 
-    /// The deadline for what a writer sends next; `None` if it has lost its link.
+    /// The deadline for the next write of a writer thread; `None` if it has lost its link.
     fn write_until(&self, link: &Arc<Link>) -> Option<Instant> {
         let (io, usual) = (lock(&self.io), Instant::now() + WRITE);
         let until = if let State::Ending(end) = io.state { end.min(usual) } else { usual };
@@ -411,8 +412,8 @@ impl Outbox {
         }
     }
 
-    /// The step of the holder of the baton of `link` after a write: it continues, unless nothing is left to send, the
-    /// link is broken, or the session has another link.
+    /// The step of a baton's holder after a write to `link`. `None` if it is done: nothing is left to send, the link is
+    /// broken, or the session has another one.
     fn after_write(&self, link: &Arc<Link>, sent: io::Result<()>) -> Option<MutexGuard<'_, Io<Outbox>>> {
         let mut io = lock(&self.io);
         if !io.is_on(link) {
@@ -439,9 +440,9 @@ impl Outbox {
         }
     }
 
-    /// The writer thread: waits for the client and sends until it has caught up. Each [`SLOW_BATCH`] has 30 s, and is
-    /// sent when the system has sent half of what it holds: a client that takes 4 KiB a second is not dropped.
-    /// PROTOCOL#slow-client.
+    /// The writer thread: waits for the client and sends until it has caught up. Each [`SLOW_BATCH`] has 30 s. The
+    /// system accepts it when half of the bytes that it holds are sent, so a client that takes 4 KiB a second is not
+    /// dropped. PROTOCOL#slow-client.
     fn write_out(self: &Arc<Outbox>, link: &Arc<Link>, mut wire: Vec<u8>, _permit: Permit) {
         let mut plain = Vec::new();
         loop {
@@ -523,7 +524,7 @@ pub(in crate::server) mod tests {
             lock(&self.io).is_open()
         }
 
-        /// As if a thread was busy with what waits.
+        /// As if a thread were writing.
         pub fn keep_writing(&self) {
             lock(&self.io).writing = true;
         }
@@ -605,8 +606,8 @@ pub(in crate::server) mod tests {
     }
 
     #[test]
-    fn thread_is_not_kept_by_a_client_that_reads_fast() {
-        // One of these clients is likely to take everything at once.
+    fn fast_reader_does_not_keep_the_sending_thread() {
+        // In one of these rounds the client is likely to take everything at once.
         for _ in 0..50 {
             let (link, far) = link();
             let outbox = outbox_on(link.clone(), 1 << 30);
@@ -626,7 +627,7 @@ pub(in crate::server) mod tests {
     }
 
     #[test]
-    fn a_writer_of_the_former_link_touches_nothing_of_the_next() {
+    fn writer_of_the_former_link_touches_nothing_of_the_next() {
         const LINE: usize = 64 * 1024;
         for _ in 0..20 {
             let (former, _deaf) = link();
@@ -679,7 +680,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#ends-at-once.
     #[test]
-    fn slowly_read_farewell_ends_in_time() {
+    fn slowly_read_farewell_ends_at_its_deadline() {
         let (link, far) = link();
         let outbox = outbox_on(link.clone(), 1 << 30);
         // More than the kernel buffers: a writer waits for the client.
@@ -700,7 +701,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#ends-at-once.
     #[test]
-    fn farewell_is_behind_all_lines_and_nothing_behind_it() {
+    fn farewell_follows_all_lines_and_nothing_follows_it() {
         const LINE: usize = 64 * 1024;
         let (link, far) = link();
         let outbox = outbox_on(link.clone(), 1 << 30);
@@ -795,7 +796,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#ends-at-once.
     #[test]
-    fn full_outbox_exchanges_nothing_and_is_ended_once() {
+    fn full_session_exchanges_nothing_and_ends_once() {
         let (link, far) = link();
         let outbox = outbox_on(link.clone(), 10);
         outbox.detach(&link);
@@ -819,7 +820,7 @@ pub(in crate::server) mod tests {
         assert_eq!(attach(&outbox, &current, 0), Attached::Yes);
         assert!(outbox.is_open() && !outbox.serves(&former));
         assert_eq!(next(&far, 4), "one ");
-        // The former link's thread checks its link late.
+        // The former link's thread acts before it notices the new link.
         outbox.control(&former, |control| control.pongs = 1);
         outbox.detach(&former);
         assert!(outbox.after_write(&former, Err(ErrorKind::TimedOut.into())).is_none());
@@ -847,7 +848,7 @@ pub(in crate::server) mod tests {
         let outbox = outbox_on(former.clone(), 1024);
         let mut inbound = outbox.inbound();
         assert_eq!(attach(&outbox, &next, 0), Attached::Busy);
-        assert!(!outbox.serves(&former), "the link is cut nevertheless");
+        assert!(!outbox.serves(&former), "the link is cut all the same");
         std::thread::scope(|scope| {
             let resumption = scope.spawn(|| {
                 outbox.attach(next.clone(), 0, PATIENCE, |received| received.to_string().into_bytes())
@@ -951,7 +952,7 @@ pub(in crate::server) mod tests {
 
     /// PROTOCOL#ends-at-once.
     #[test]
-    fn line_of_a_former_link_ends_no_session() {
+    fn former_link_cannot_end_the_session() {
         let (former, _former) = link();
         let outbox = outbox_on(former.clone(), 1024);
         let (current, _far) = link();
