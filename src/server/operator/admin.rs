@@ -5,8 +5,8 @@
 //! makes the change itself.
 //!
 //! Invariant: a change is one line appended to a file, and is confirmed when that line is on disk, so if either side is
-//! killed, the change is either complete or not made. Only the folder's owner (0700) can connect, who could edit its
-//! files anyway; no network reaches the socket.
+//! killed, the change is either complete or not made; only the mail of a removed account may stay. Only the folder's
+//! owner (0700) can connect, who could edit its files anyway; no network reaches the socket.
 
 use crate::disk;
 use crate::name::Username;
@@ -28,7 +28,7 @@ use std::time::Duration;
 const SOCKET: &str = "admin.sock";
 /// The longest line of either side, in bytes: a request has a verb and a name of 32, an answer may have a path.
 const MAX_LINE: u64 = 8192;
-/// The server waits this long for a request, the command for an answer: an answer needs only the disk.
+/// The server waits this long for a request, and the command for an answer, which needs only the disk.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Performs `action`, through the server that runs on `folder` if one does.
@@ -104,7 +104,8 @@ fn ask(stream: &UnixStream, request: &str) -> io::Result<String> {
     }
 }
 
-/// Changes what is on disk and in memory. `end` ends the session of a removed account, if it has one.
+/// Changes the files and the state in memory. `end` ends the session of a removed account; returns whether there was
+/// one.
 fn perform(action: &Action, store: &Store, end: impl FnOnce(&Username) -> bool) -> io::Result<String> {
     match action {
         Action::List => Err(io::Error::other("list reads users.json, and needs no server")),

@@ -8,7 +8,7 @@ use crate::server::options::Options;
 use crate::server::store;
 use std::io::{self, Write};
 
-/// Prints what the data folder holds. Returns whether a server could start with it.
+/// Prints the content of the data folder. Returns whether a server could start with it.
 ///
 /// # Errors
 /// If it cannot be printed.

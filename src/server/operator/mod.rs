@@ -1,4 +1,4 @@
-//! The tools of the server's operator: commands, `--check`, the status and the end on a signal.
+//! The tools of the server's operator: `server user`, `--check`, the status and the signals.
 
 pub mod admin;
 pub mod check;

@@ -1,7 +1,7 @@
 //! The status, a line every hour or on a signal, and what the other signals do.
 //!
-//! Invariant: only one thread waits for standard output, so a reader that does not read delays neither clients nor the
-//! log nor the exit. Fields: OPERATING#status.
+//! Invariant: once the server listens, only one thread writes to standard output. A reader that does not read delays
+//! neither clients nor the log, and the exit by [`LAST_LINE`] at most. Fields: OPERATING#status.
 
 use crate::clock;
 use crate::server::shared::Shared;
@@ -78,7 +78,7 @@ pub fn start(shared: &Arc<Shared>, mut signals: Signals) -> io::Result<()> {
 
 /// When the status thread acts without a request.
 struct Schedule {
-    /// The last time that the log was summed up.
+    /// The last time that the work of each minute was done.
     summed: Instant,
     /// The time of the last status.
     reported: Instant,
@@ -123,8 +123,8 @@ fn run(shared: &Shared, requests: &Receiver<i32>, output: &SyncSender<Line>) {
     }
 }
 
-/// Logs how many lines the limits of the last minute have left out, and how often they have acted. Refused connections
-/// have their own events.
+/// Once a minute: logs how many lines were left out, and how often limits have taken effect, and deletes mail whose
+/// days are over. Refused connections have their own events.
 fn sum_up(shared: &Shared, counted: &mut [(&'static str, u64); 4]) {
     shared.store.audit.sum_up();
     shared.store.mail.expire(clock::now_ms());
@@ -189,16 +189,16 @@ mod tests {
     fn status_is_reported_an_hour_after_the_last_one() {
         let start = Instant::now();
         let mut schedule = Schedule { summed: start, reported: start };
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let minutes = |now: Instant| now.duration_since(start).as_secs() / 60;
         while minutes(schedule.next()) <= 200 {
             let now = schedule.next();
             let asked = minutes(now) == 90;
             if schedule.sum_up(now) || asked {
                 schedule.reported = now;
-                told.push(minutes(now));
+                reported.push(minutes(now));
             }
         }
-        assert_eq!(told, [60, 90, 150]);
+        assert_eq!(reported, [60, 90, 150]);
     }
 }

@@ -26,20 +26,20 @@ use zeroize::Zeroizing;
 
 /// The longest key file that is read, in bytes: a real one has 451.
 const MAX_KEY_FILE: usize = 4096;
-/// A start rewrites a file with this number of superseded lines, if there is one for every fourth account: fewer cost
-/// no time.
+/// A start rewrites `users.json` with this number of superseded lines, if there is one for every fourth account: fewer
+/// cost little time.
 const MANY_SUPERSEDED: usize = 100;
-/// The most names that are listed when key files belong to no account.
+/// The most names in the notice about key files that belong to no account: the line stays readable.
 const MANY_NAMES: usize = 20;
 /// Files that are replaced as a whole: a crash may leave a temporary file.
 const REPLACED: [&str; 3] = ["users.json", "locks.json", "salt.secret"];
 
-/// The record of an account: one line, with its end.
+/// The record of an account: a line with its end.
 fn record(account: &Account) -> Zeroizing<String> {
     Zeroizing::new(json::to_string(account) + "\n")
 }
 
-/// The record that an account was removed. Its name can be registered again.
+/// The record of a removal. The name can be registered again.
 #[derive(Serialize, Deserialize)]
 struct Removed {
     name: Username,
@@ -47,7 +47,7 @@ struct Removed {
     removed: bool,
 }
 
-/// All accounts.
+/// See the module.
 pub struct Accounts {
     keys: PathBuf,
     by_name: Mutex<ByName>,
@@ -59,7 +59,7 @@ pub struct Accounts {
 
 /// An account, as it was when a challenge was made for it.
 pub struct Seen {
-    /// A password is checked against this; a change replaces it.
+    /// The account; a password change replaces the `Arc`.
     pub account: Arc<Account>,
     logins: u64,
 }
@@ -81,7 +81,7 @@ impl Entry {
         Entry { account: Arc::new(account), logins: 0, newest: 0, rate: None, changing: false }
     }
 
-    /// Whether the password is the one of the challenge, and no change is in progress.
+    /// Whether the password is still the one of the challenge, and no change is in progress.
     fn is_as(&self, seen: &Seen) -> bool {
         !self.changing && Arc::ptr_eq(&self.account, &seen.account)
     }
@@ -118,8 +118,8 @@ impl Place {
 }
 
 impl Accounts {
-    /// Reads the accounts of the data folder `folder`, and locks it against other processes. Removes the remains of a
-    /// crash, and rewrites `users.json` if that is worth it.
+    /// Locks the data folder `folder` against other processes, and reads its accounts. Removes the remains of a crash,
+    /// and rewrites `users.json` if it has many superseded lines.
     ///
     /// # Errors
     /// With the file, the line and the remedy in the text.
@@ -161,8 +161,8 @@ impl Accounts {
         self.see(name).map(|seen| seen.account)
     }
 
-    /// The same for a challenge, with which [`admit`](Self::admit) and [`change`](Self::change) compare the account
-    /// later.
+    /// As [`get`](Self::get), for a challenge: [`admit`](Self::admit) and [`change`](Self::change) compare the account
+    /// with it later.
     pub fn see(&self, name: &Username) -> Option<Seen> {
         let accounts = lock(&self.by_name);
         let entry = accounts.get(&name.folded())?.entry().filter(|entry| entry.account.name == *name)?;
@@ -195,7 +195,7 @@ impl Accounts {
     }
 
     /// Takes a new password; returns when it is on disk. Returns false, and changes nothing, if the password has
-    /// changed since it was `seen`, or there was a login.
+    /// changed or a login was accepted since the account was `seen`.
     ///
     /// # Errors
     /// The disk's; the old password stays valid then.
@@ -279,9 +279,9 @@ impl Accounts {
 
     /// Removes an account; returns its identity's fingerprint when that is on disk, or `None` if there was only a key
     /// file that kept the name. No login succeeds during the call; afterwards the name is free. The key file stays as
-    /// `NAME.pem.removed-TIME`. Calls `removed` before the name is free, so that a session of the name is not one of
-    /// a later account. A login that was verified before checks its account again after it enters the registry, so one
-    /// of the two notices the other.
+    /// `NAME.pem.removed-TIME`. Calls `removed`, which ends the session, before the name is free, so that it ends no
+    /// session of a later account. A login that was verified before checks its account again after it enters the
+    /// registry, so no session of a removed account stays.
     ///
     /// # Errors
     /// If nothing has exactly this name, a password change is in progress, or the disk fails; the account stays then.
@@ -367,7 +367,7 @@ fn identity_in(keys: &Path, account: &Account) -> io::Result<IdentityPublicKey> 
     })
 }
 
-/// The content of `users.json`.
+/// The content of `users.json`, up to the last line that was read.
 #[derive(Default)]
 struct Content {
     by_name: ByName,
@@ -377,7 +377,7 @@ struct Content {
 }
 
 impl Content {
-    /// Takes one record; false if it is none.
+    /// Takes a line; false if it is not a record.
     fn take(&mut self, line: &[u8]) -> bool {
         if let Some(account) = records::parse::<Account>(line) {
             let folded = account.name.folded();
@@ -403,7 +403,7 @@ impl Content {
         (superseded >= MANY_SUPERSEDED.max(self.by_name.len() / 4)).then_some(superseded)
     }
 
-    /// The names of key files without an account: those of removed accounts, and the rest.
+    /// The names of key files without an account: first those of removed accounts, then the rest.
     fn unused_key_files(&self, keys: &Path) -> io::Result<(Vec<Username>, Vec<Username>)> {
         let mut names = Vec::new();
         if disk::is_there(keys)? {
@@ -446,7 +446,7 @@ pub fn check(folder: &Path, notices: &mut Notices) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads `users.json` and changes nothing; the accounts also sorted by name.
+/// Reads `users.json` and changes nothing. Returns its content, and the accounts sorted by name.
 fn read(folder: &Path, notices: &mut Notices) -> io::Result<(Content, Vec<Arc<Account>>)> {
     let (path, mut content) = (folder.join("users.json"), Content::default());
     files::read_records(&path, notices, |line| content.take(line))
@@ -473,15 +473,15 @@ fn former(path: &Path) -> PathBuf {
     path.with_extension("json.old")
 }
 
-/// Gives the file that is about to be replaced a second name, which the previous backup loses only at this moment.
+/// Keeps the file that is about to be replaced under a second name, in place of the previous backup.
 fn keep_former(path: &Path) -> io::Result<()> {
     let former = former(path);
-    // If this fails, except because there is no such file, the link fails too.
+    // Ignore the error: there may be no such file; if there is, the link fails too.
     let _ = fs::remove_file(&former);
     fs::hard_link(path, &former).map_err(disk::at(&former))
 }
 
-/// Adds the file before the last rewrite as another remedy, if it exists.
+/// Names the file before the last rewrite as another remedy, if it exists.
 fn with_former(path: &Path, error: io::Error) -> io::Error {
     let former = former(path);
     if !former.exists() {
@@ -634,7 +634,7 @@ pub(in crate::server) mod tests {
     }
 
     #[test]
-    fn removal_is_done_or_not_wherever_its_line_is_torn() {
+    fn torn_removal_is_complete_or_not_made() {
         let folder = Folder::new();
         let path = folder.0.join("users.json");
         let key = IdentityKey::generate();
@@ -676,7 +676,7 @@ pub(in crate::server) mod tests {
         let (accounts, _) = open(&folder).expect("open");
         let taken = accounts.register(account("alice", key.public()), key.public());
         assert!(matches!(taken, Ok(false)) && path.is_symlink());
-        // Without the key file, the name is free.
+        // Without the link, the name is free.
         std::fs::remove_file(&path).expect("removed");
         assert!(accounts.register(account("alice", key.public()), key.public()).expect("written"));
     }

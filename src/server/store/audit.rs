@@ -1,10 +1,10 @@
-//! The security log: `logs/security.log`, one line an event, made for fail2ban.
+//! The security log: `logs/security.log`, one line an event, in a form that fail2ban can read.
 //!
 //! Invariant: a line has only words of this program, valid names and numeric addresses, so no user can write a line of
-//! their own. No thread waits for the disk: one thread writes, and lines that a full queue or disk does not take are
-//! counted. If the log was renamed or removed, perhaps with its folder, the next line makes it again. An event that any
-//! user can cause is written a limited number of times a minute and then only counted, so that no user can hide what
-//! others do. Format: OPERATING#security-log.
+//! their own. No caller of [`Audit::log`] waits for the disk: one thread writes, and lines that a full queue or disk
+//! does not take are counted. If the log was renamed or removed, perhaps with its folder, the next line makes it again.
+//! An event that any user can cause is written a limited number of times a minute and then only counted, so that no
+//! user can hide what others do. Format: OPERATING#security-log.
 
 use crate::clock;
 use crate::disk;
@@ -21,7 +21,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The log is rotated at this size, in bytes: with the rotated ones 60 MiB, some hundred thousand events.
+/// The log is rotated at this size, in bytes: 60 MiB with the rotated ones, some hundred thousand events.
 const MAX_SIZE: u64 = 10 * 1024 * 1024;
 /// The number of rotated logs; `security.log.1` is the newest.
 const KEPT: u32 = 5;
@@ -101,7 +101,7 @@ impl Audit {
         self.limit("output_failed", None, None, &error.to_string());
     }
 
-    /// Logs the number of lines left out in minutes that are over; to be called once a minute.
+    /// Logs how many lines were left out in minutes that are over. Called once a minute.
     pub fn sum_up(&self) {
         let now = Instant::now();
         for counter in [&self.lines, &self.limits] {
@@ -138,13 +138,13 @@ impl Audit {
         }
     }
 
-    /// Whether the last line could not be written; waits for it as [`Audit::flush`] does.
+    /// Whether lines were lost and no later line has reported them; waits as [`Audit::flush`] does.
     pub fn loses(&self) -> bool {
         self.flush();
         self.lost.load(Ordering::Relaxed) > 0
     }
 
-    /// Waits until all lines are on disk.
+    /// Waits until all lines are on disk, for a second at most.
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
         if self.queue.try_send(Item::Barrier(done)).is_ok() {
@@ -167,10 +167,10 @@ impl Log {
     fn run(&mut self, items: &Receiver<Item>) {
         for item in items {
             match item {
-                Item::Line(line, told) => {
+                Item::Line(line, reported) => {
                     let written = self.write(&line);
                     if let Err(error) = &written {
-                        self.lost.fetch_add(1 + told, Ordering::Relaxed);
+                        self.lost.fetch_add(1 + reported, Ordering::Relaxed);
                         if !self.failed {
                             let _ = writeln!(
                                 io::stderr(),
@@ -188,7 +188,7 @@ impl Log {
         }
     }
 
-    /// An error has the path in its text.
+    /// Appends a line, after a rotation if the log is full. An error has the path in its text.
     fn write(&mut self, line: &str) -> io::Result<()> {
         if !disk::is_at(&self.file, &self.path) {
             self.file = open(&self.path)?;

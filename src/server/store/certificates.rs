@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// New connections check the files at most this often: a storm of logins must not cost a check each.
+/// The files are checked at most this often, at a new connection: a storm of logins must not cost a check each.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -32,11 +32,11 @@ struct State {
     acceptor: Acceptor,
     /// The stamp of the files in use.
     stamp: Stamp,
-    /// The stamp of files that failed to load and were logged. Retried silently: the operator may be mid-copy.
+    /// The stamp of files that failed to load, which was logged. Retried silently: the operator may be mid-copy.
     unusable: Option<Stamp>,
     looked: Instant,
     facts: Facts,
-    /// The key of the open connections.
+    /// The key at the last [`Certificates::take_new_key`], or at the start.
     key: Fingerprint,
 }
 
@@ -88,7 +88,8 @@ impl Certificates {
         Ok(Certificates { folder: folder.into(), state: Mutex::new(state), renewing: Mutex::default() })
     }
 
-    /// The configuration for the next handshake, with its key.
+    /// The configuration for the next handshake, and the fingerprint of its key. Loads changed files, at most once in
+    /// [`LOOK_EVERY`].
     pub fn current(&self, audit: &Audit) -> (Acceptor, Fingerprint) {
         let mut state = lock(&self.state);
         if state.looked.elapsed() >= LOOK_EVERY {
@@ -136,7 +137,7 @@ impl Certificates {
         for notice in disk::close_to_others(&self.folder, files::is_private) {
             audit.log("storage_notice", None, None, &notice);
         }
-        // A server that runs for more than a year renews its own certificate, too.
+        // The server's own certificate lasts a year; the server may run longer.
         let is_renewed = is_expired && {
             let _renewing = lock(&self.renewing);
             certificate::renew(&self.folder, clock::now_ms()).unwrap_or(false)
@@ -183,7 +184,7 @@ mod tests {
         let path = |name: &str| folder.0.join(name);
         let write = |name: &str| fs::write(path(name), "as long").expect("written");
         write("server.key");
-        // Files have a clock with steps of some milliseconds.
+        // The clock of files has steps of some milliseconds.
         let changed = |change: &dyn Fn()| {
             let before = stamp(&folder.0);
             while stamp(&folder.0) == before {

@@ -1,4 +1,4 @@
-//! Failed logins: how many there were, and `locks.json`, which keeps a name locked across a restart.
+//! Counts of failed logins, and `locks.json`, which keeps a name locked across a restart.
 //!
 //! Invariant: a name is counted the same whether or not the account exists. Memory and file are bounded, and no storm
 //! of names makes the server forget a lock. The file has one JSON record a line; a later record replaces earlier ones
@@ -21,11 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+/// The file in the data folder.
 const FILE: &str = "locks.json";
-/// Bytes beyond which the file is rewritten with at most [`MAX_KEPT`] locks: anyone can cause lines, and only the last
-/// minutes' are worth keeping.
+/// Bytes beyond which the file is rewritten with at most [`MAX_KEPT`] locks: anyone can cause lines, and those of the
+/// last 15 minutes are all that count.
 const MAX_SIZE: u64 = 1024 * 1024;
-/// See [`MAX_SIZE`].
+/// The most locks that a rewrite keeps, so that the file is well below [`MAX_SIZE`] after it.
 const MAX_KEPT: usize = 5000;
 
 /// See the module.
@@ -72,7 +73,8 @@ struct Content {
 }
 
 impl Content {
-    /// Takes one record, or none for a damaged line, which must not prevent the start.
+    /// Takes a line, as [`records::read`] passes it. Counts a damaged one, which comes empty, and ignores it: it must
+    /// not prevent the start.
     fn take(&mut self, line: &[u8]) -> bool {
         let Some(record) = records::parse::<Lock>(line) else {
             self.damaged += usize::from(line.is_empty());
@@ -117,7 +119,7 @@ pub fn check(folder: &Path, notices: &mut Notices) -> io::Result<()> {
 }
 
 impl Lockout {
-    /// Reads and shortens the file in the server's data folder.
+    /// Reads the file in the data folder `folder`, and rewrites it without superseded lines.
     ///
     /// # Errors
     /// The disk's, with the path in the text.
@@ -150,10 +152,10 @@ impl Lockout {
     }
 
     /// Counts an attempt before it is checked, so that a thousand at once are not a thousand guesses. Returns whether
-    /// the name is locked from now on. [`Lockout::forgive`] takes the attempt back if it succeeds.
+    /// it locks the name. [`Lockout::forgive`] takes the attempt back if it succeeds.
     ///
     /// # Errors
-    /// How long to wait, if name or address is locked. Neither is counted then: the address may be the name's owner's.
+    /// How long to wait, if name or address is locked. The attempt is not counted then: it may be the owner's.
     pub fn count(&self, name: &Username, address: IpAddr) -> Result<bool, Duration> {
         let (mut counts, now) = (lock(&self.counts), Instant::now());
         let (folded, origin) = (name.folded(), origin(address));
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_count_and_locks_hold_as_long_as_specified() {
+    fn lockout_limits_are_the_ones_specified() {
         let specification = include_str!("../../protocol/PROTOCOL.md");
         let specification = specification.split_whitespace().collect::<Vec<_>>().join(" ");
         let minutes = LOCKOUT.as_secs() / 60;
@@ -308,25 +310,16 @@ mod tests {
     }
 
     #[test]
-    fn storm_of_names_evicts_no_lock() {
+    fn storm_of_names_evicts_no_lock_and_no_failure() {
         let (lockout, _folder) = lockout();
         (0..MAX_FAILURES).for_each(|_| assert!(lockout.count(&name("alice"), HERE).is_ok()));
+        (1..MAX_FAILURES).for_each(|_| assert_eq!(lockout.count(&name("bob"), HERE), Ok(false)));
         for n in 0..MAX_REMEMBERED as u32 + 100 {
             let address = IpAddr::from((n + 1).to_be_bytes());
             assert_eq!(lockout.count(&name(&format!("name{n}")), address), Ok(false));
         }
         assert!(lockout.locked(&name("alice"), HERE).is_err());
-    }
-
-    #[test]
-    fn storm_of_names_evicts_no_failure() {
-        let (lockout, _folder) = lockout();
-        (1..MAX_FAILURES).for_each(|_| assert_eq!(lockout.count(&name("alice"), HERE), Ok(false)));
-        for n in 0..MAX_REMEMBERED as u32 + 100 {
-            let address = IpAddr::from((n + 1).to_be_bytes());
-            assert_eq!(lockout.count(&name(&format!("name{n}")), address), Ok(false));
-        }
-        assert_eq!(lockout.count(&name("alice"), HERE), Ok(true));
+        assert_eq!(lockout.count(&name("bob"), HERE), Ok(true));
     }
 
     #[test]
@@ -406,7 +399,7 @@ mod tests {
         let text = std::fs::read_to_string(&locks.path).expect("readable");
         assert_eq!(text.lines().count(), 3, "{text}");
         let locked = list(&folder.0).expect("readable");
-        // If the file cannot be written, the same names are locked.
+        // If the file cannot be rewritten, the same names are locked.
         let blocked = folder.0.join("locks.json.tmp/x");
         std::fs::create_dir_all(&blocked).expect("a folder");
         let (blocked, notices) = open(&folder).expect("readable");
@@ -450,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn line_is_written_although_the_file_cannot_be_shortened() {
+    fn line_is_written_when_the_file_cannot_be_shortened() {
         let folder = Folder::new();
         let (locks, _) = open(&folder).expect("none");
         locks.remember(&name("alice")).expect("written");

@@ -30,14 +30,14 @@ use std::sync::Arc;
 const FOLDERS: [&str; 3] = ["certs", "keys", "logs"];
 /// The file of the secret behind the salts of unknown names.
 const SALT_SECRET: &str = "salt.secret";
-/// The longest [`SALT_SECRET`] that is read, in bytes: it has 32, and perhaps a line end.
+/// The longest [`SALT_SECRET`] that is read, in bytes: a valid one has 32, and perhaps a line end.
 const MAX_SECRET: usize = 4096;
 
 /// Everything that the server stores.
 pub struct Store {
     /// The accounts, which hold the data folder's lock.
     pub accounts: Accounts,
-    /// Makes the salts of names that do not exist, 32 bytes.
+    /// The secret behind the salts of names that do not exist, 32 bytes.
     pub salt_secret: Key,
     /// The security log.
     pub audit: Arc<Audit>,
@@ -51,7 +51,7 @@ pub struct Store {
 
 impl Store {
     /// Opens the data folder `folder`, with a certificate if the server uses `tls`. Makes what is missing, repairs what
-    /// it can, and locks the folder against other processes. Logs what it reports.
+    /// it can, and locks the folder against other processes. Logs the notices.
     ///
     /// # Errors
     /// With file, reason and remedy in the text; `notices` has what was found before.
@@ -113,8 +113,8 @@ fn check_owner(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Reports every file that other users have access to. A start makes the private ones private again, and leaves the
-/// rest.
+/// Checks the folders' owner and kinds, and reports every file that other users have access to. A start closes the
+/// private ones to them, and leaves the rest.
 fn check_folders(folder: &Path, notices: &mut Notices) -> io::Result<()> {
     check_owner(folder)?;
     disk::check_folders(folder, &FOLDERS)?;
@@ -132,7 +132,7 @@ fn missing_secrets(folder: &Path, tls: bool, action: &str) -> Notices {
     let has_accounts = fs::metadata(folder.join("users.json")).is_ok_and(|data| data.len() > 0)
         || fs::read_dir(folder.join("keys")).is_ok_and(|mut keys| keys.next().is_some());
     let salts = "a client that requested names before can tell which of them do not exist";
-    // A certificate without its key stops a start.
+    // One of the two without the other is no silent replacement: a certificate without its key stops a start.
     let has_no_pair = tls && is_missing("certs/server.key") && is_missing("certs/server.crt");
     let secrets = [
         (SALT_SECRET, is_missing(SALT_SECRET), salts),
