@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Stack of an admission thread, in bytes: more than four times that of a connection's thread. Otherwise glibc would
-/// reuse it for such a thread, with all the pages that a handshake has touched.
+/// reuse it for a connection's thread, which would keep all the pages that a handshake has touched.
 const ADMISSION_STACK: usize = 2 * 1024 * 1024;
 /// An admission thread waits this long for the next connection before it ends, so that it outlasts a storm of logins.
 const ADMISSION_IDLE: Duration = Duration::from_secs(1);
@@ -61,7 +61,7 @@ pub(super) fn run(shared: &Arc<Shared>, listener: &TcpListener) -> ! {
             Ok(accepted) => accepted,
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => {
-                // Out of descriptors: connected clients are still served; new ones wait a little.
+                // Probably out of descriptors: connected clients are still served; new ones wait.
                 log("accept_failed", &error.to_string());
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
@@ -90,7 +90,7 @@ fn enqueue(shared: &Arc<Shared>, queue: &Arc<AdmissionQueue>, ticket: Ticket) {
     drop(state);
     let (admitting, source) = (shared.clone(), queue.clone());
     if thread("admission", ADMISSION_STACK, move || admit_all(&admitting, &source)).is_err() {
-        // No thread is available: drop this connection, other connections continue.
+        // No thread is available: drop this connection.
         lock(&queue.state).tickets.pop_back();
     }
 }
@@ -146,9 +146,9 @@ mod tests {
         };
         for _ in 0..3 {
             let end = Instant::now() + Duration::from_secs(60);
-            // A thread that has served one client waits a while for the next.
+            // A thread that has served one client waits for the next, up to `ADMISSION_IDLE`.
             while lock(&queue.state).idle == 0 {
-                assert!(Instant::now() < end, "no thread is ever free");
+                assert!(Instant::now() < end, "no thread becomes idle");
                 drop(connect());
                 std::thread::park_timeout(Duration::from_millis(10));
             }

@@ -31,12 +31,12 @@ use crate::wire::window::FalseAck;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Handshake, and login or resumption. `None` if one of them fails; the client has got the reason.
+/// Handshake, and login or resumption. `None` if one of them fails; the client of a failed login gets the reason.
 pub fn admit(shared: &Arc<Shared>, ticket: Ticket) -> Option<Client> {
     let mut login = Login::handshake(shared, ticket)?;
     match login.run() {
         Ok(served) => {
-            // The key may have changed since the handshake.
+            // The key may have changed since the handshake: the client has to connect again.
             if login.server_key != shared.server_key() {
                 served.session.outbox.detach(&served.link);
             }
@@ -49,8 +49,8 @@ pub fn admit(shared: &Arc<Shared>, ticket: Ticket) -> Option<Client> {
     }
 }
 
-/// How long a client may be silent. The server waits for no answer from a client, and after a sleep of this machine
-/// thousands of clients answer at once, so they always get the usual time. PROTOCOL#life.
+/// How long a client may be silent. It always gets the usual time: the server expects no answers, and after a sleep of
+/// this machine thousands of clients answer at once. PROTOCOL#life.
 const PATIENCE: Patience = Patience {
     owed: SERVER_ASK,
     idle: SERVER_ASK,
@@ -68,8 +68,8 @@ fn cost(length: usize) -> f64 {
     1.0 + length as f64 / 16_384.0
 }
 
-/// The cost of its contents: more if it requests much. A grant costs less the more packets it grants, because those
-/// cost nothing. PROTOCOL#packet-cost.
+/// The cost of a line's contents, beside its length: each 32 requested names cost one more. A grant costs less the more
+/// packets it grants, so that a file costs little. PROTOCOL#rate, PROTOCOL#packet-cost.
 fn extra_cost(message: &Result<ClientMessage, DecodeError>) -> f64 {
     match message {
         Ok(ClientMessage::Grant(Grant { count: count @ 1.., .. })) => 0.9 / f64::from(*count) - 0.9,
@@ -94,16 +94,16 @@ impl Client {
 
     /// Serves the client until its connection ends. PROTOCOL#life.
     pub fn run(&mut self) {
-        let is_left = self.serve();
+        let session_has_left = self.serve();
         let Served { session, link, .. } = &self.served;
         // A client that has shut down its sending side still receives: send what was deferred.
         session.outbox.flush(&mut Buffers::default());
-        if is_left {
+        if session_has_left {
             self.connection.linger(|| session.outbox.says_farewell(link));
         }
     }
 
-    /// True if the session has left this connection; false if the connection has ended.
+    /// True if the session has ended or has another connection; false if this connection has ended.
     fn serve(&mut self) -> bool {
         let mut liveness = Liveness::new(PATIENCE, Instant::now(), SystemTime::now());
         while self.take_frames() && self.served.serves() {
@@ -172,7 +172,7 @@ impl Served {
         self.session.outbox.send(Frame::message(message));
     }
 
-    /// Sends a refusal, which costs as much as a request.
+    /// Sends a refusal, if there is one: it costs one request.
     fn refuse(&self, inbound: &Inbound, refused: Option<ServerMessage>) {
         if let Some(refused) = refused {
             self.answer(&refused);
@@ -182,7 +182,7 @@ impl Served {
 
     /// Waits until the account's rate allows a frame of this cost: a client that sends faster is throttled, and nothing
     /// is lost. `None` if the session has ended or has another link: then the frame is not counted, and the client
-    /// sends it again there. PROTOCOL#rate, PROTOCOL#taken-over.
+    /// resends it on that link. PROTOCOL#rate, PROTOCOL#taken-over.
     fn throttle(&self, cost: f64) -> Option<MutexGuard<'_, Inbound>> {
         let mut is_throttled = false;
         loop {
@@ -209,7 +209,7 @@ impl Served {
 
     /// Handles a packet; false if the connection ends.
     fn take_packet(&self, body: &[u8]) -> bool {
-        // Large packets cost nothing: their recipient decides how fast they arrive.
+        // Large packets cost nothing: the grants of their recipient limit them.
         let cost = if body.len() < SMALL_PACKET { 0.1 } else { 0.0 };
         let Some(mut inbound) = self.throttle(cost) else { return false };
         let until = Instant::now() + PACKET_PATIENCE;
@@ -242,7 +242,7 @@ impl Served {
 
     /// Handles a line; false if the connection ends.
     fn take_line(&self, line: &[u8]) -> bool {
-        // Decoded afterwards: a decoded line can have ten times its length, and a throttled client would hold it.
+        // Throttle before decoding: a decoded line can take ten times its length, for as long as it waits.
         if self.throttle(cost(line.len())).is_none() {
             return false;
         }
@@ -250,7 +250,7 @@ impl Served {
         let mut extra = extra_cost(&message);
         if let Ok(ClientMessage::Ack(ack)) = &message {
             match self.session.outbox.acknowledge(&self.link, ack.received) {
-                // It was due.
+                // A due `ack` costs no request.
                 Ok(true) => extra = -1.0,
                 Ok(false) => {}
                 Err(FalseAck) => {
@@ -298,7 +298,7 @@ impl Served {
         }
     }
 
-    /// Handles any other message; false if the connection ends.
+    /// Handles a message that was not answered early; false if the connection ends.
     fn take_message(&self, inbound: &mut Inbound, message: ClientMessage) -> bool {
         match message {
             ClientMessage::Logout => return self.end(None),
@@ -378,16 +378,16 @@ mod tests {
         let served = Served { shared: shared.clone(), session, link: link.clone() };
         let connection = Connection { link, reader: Reader::default(), lines: Lines::new(MAX_LINE) };
         let client = Client::new(served, connection);
-        is_refilled(&client);
+        refill(&client);
         (client, far)
     }
 
-    fn is_refilled(client: &Client) {
-        holds(client, 4.0);
+    fn refill(client: &Client) {
+        set_tokens(client, 4.0);
     }
 
-    /// From now on the bucket has this number of tokens, and gets no more.
-    fn holds(client: &Client, tokens: f64) {
+    /// Gives the bucket this number of tokens. It is never refilled.
+    fn set_tokens(client: &Client, tokens: f64) {
         let mut bucket = Bucket::new(1e-9, 4.0);
         bucket.charge(4.0 - tokens);
         *lock(&client.served.session.outbox.inbound().bucket) = bucket;
@@ -417,7 +417,7 @@ mod tests {
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') {
             let mut byte = [0];
-            far.read_exact(&mut byte).expect("it is told");
+            far.read_exact(&mut byte).expect("a line");
             line.extend(byte);
         }
         line.pop();
@@ -440,8 +440,8 @@ mod tests {
         assert_eq!((thousandths(ask(32), 0), thousandths(ask(64), 8192)), (2000, 3500));
         assert_eq!(thousandths(ask(65), 0), 3000, "more are refused");
         assert_eq!((thousandths(grant(1), 0), thousandths(grant(9), 0)), (1000, 200));
-        assert_eq!(thousandths(grant(9), 16_384), 1200, "however much it grants");
-        assert_eq!(thousandths(grant(0), 16_384), 2000, "taken back");
+        assert_eq!(thousandths(grant(9), 16_384), 1200, "the length costs the same");
+        assert_eq!(thousandths(grant(0), 16_384), 2000, "a revocation");
     }
 
     /// PROTOCOL#packet-cost, PROTOCOL#not-granted.
@@ -492,16 +492,16 @@ mod tests {
 
     /// PROTOCOL#rate.
     #[test]
-    fn rate_is_asked_for_a_line_before_what_it_asks_for_is_known() {
+    fn extra_cost_of_a_line_delays_only_later_ones() {
         let (shared, _folder) = shared(HOUR);
         let (mut alice, far) = client(&shared, "alice");
         let session = alice.served.session.clone();
-        holds(&alice, 1.5);
+        set_tokens(&alice, 1.5);
         let request = KeysRequest { names: vec![name("bob"); MAX_KEY_NAMES] };
         alice.connection.lines.buffer().extend(ClientMessage::KeysRequest(request).encode());
         std::thread::spawn(move || alice.take_frames());
-        assert!(matches!(heard(&far), ServerMessage::Keys(_)), "not throttled for 64 names");
-        assert!(lock(&session.outbox.inbound().bucket).take(0.0).is_err(), "the next one is");
+        assert!(matches!(heard(&far), ServerMessage::Keys(_)), "its own names do not delay it");
+        assert!(lock(&session.outbox.inbound().bucket).take(0.0).is_err(), "they delay the next line");
     }
 
     /// PROTOCOL#frames, PROTOCOL#life.
@@ -514,7 +514,7 @@ mod tests {
         }
         assert!(alice.take_frames());
         assert!(matches!(heard(&far), ServerMessage::Pong) && matches!(heard(&far), ServerMessage::Pong));
-        is_refilled(&alice);
+        refill(&alice);
         alice.connection.lines.buffer().extend_from_slice(b"{}\n");
         alice.connection.lines.buffer().extend(ClientMessage::Ping.encode());
         assert!(alice.take_frames());
@@ -569,7 +569,7 @@ mod tests {
         recipient.outbox.disconnect();
         let _pressure = under_pressure(recipient.outbox.quotas(), 0);
         alice.connection.lines.buffer().extend(packet("bob", BODY).repeat(5));
-        assert!(alice.take_frames() && received(&alice) == 5, "each may have some");
+        assert!(alice.take_frames() && received(&alice) == 5, "each session may have 256 KiB");
         alice.connection.lines.buffer().extend(packet("bob", SMALL_PACKET - 1));
         let (link, _far) = link();
         std::thread::scope(|scope| {
@@ -623,12 +623,12 @@ mod tests {
         assert!(started.elapsed() >= PACKET_PATIENCE);
         let (continues, alice) = waiting.join().expect("whole");
         assert!(continues && received(&alice) == 6 && has_cost(&alice, 1.0));
-        assert!(!recipient.has_granted(&mine.name, TRANSFER), "nor is the rest taken");
+        assert!(!recipient.has_granted(&mine.name, TRANSFER), "the rest of the grant is revoked");
     }
 
     /// PROTOCOL#deferred.
     #[test]
-    fn delayed_answer_is_sent_when_the_client_stops_sending() {
+    fn deferred_answer_is_sent_when_the_client_stops_sending() {
         let (shared, _folder) = shared(HOUR);
         let (mut alice, far) = client(&shared, "alice");
         shared.flusher.send_deferred(
@@ -663,12 +663,9 @@ mod tests {
         let _others = shared.quotas.partial.take(MAX_PARTIAL);
         (&far).write_all(&[b'x'; SMALL_LINE + 1]).expect("sent");
         let (mut rest, serving) = (Vec::new(), std::thread::spawn(move || alice.run()));
-        assert!(
-            (&far).read_to_end(&mut rest).is_ok() && rest.is_empty(),
-            "before it is asked whether it lives"
-        );
+        assert!((&far).read_to_end(&mut rest).is_ok() && rest.is_empty(), "closed before the first `ping`");
         serving.join().expect("whole");
-        assert!(session.outbox.detached().is_some(), "another connection may continue");
+        assert!(session.outbox.detached().is_some(), "the session waits for another connection");
     }
 
     #[test]
@@ -693,7 +690,7 @@ mod tests {
         let is_there = |name: &str| shared.registry.get(&self::name(name)).is_some();
         alice.served.session.expire();
         shared.sweep(Instant::now());
-        // Others see it at once, and nobody can resume it.
+        // Other users see it at once, and no client can resume it.
         assert!(!is_there("alice") && is_there("bob") && bob.served.session.outbox.is_open());
         alice.run();
         drop(alice);
@@ -706,7 +703,7 @@ mod tests {
 
     /// PROTOCOL#logout, PROTOCOL#line-length.
     #[test]
-    fn nothing_is_handled_after_a_logout_or_an_endless_line() {
+    fn nothing_is_handled_after_a_logout_or_an_overlong_line() {
         for bytes in [ClientMessage::Logout.encode(), vec![b'x'; MAX_LINE + 1]] {
             let (shared, _folder) = shared(HOUR);
             let (mut alice, far) = client(&shared, "alice");
@@ -714,7 +711,7 @@ mod tests {
             alice.connection.lines.buffer().extend(bytes);
             alice.connection.lines.buffer().extend_from_slice(b"\n{}\n");
             assert!(!alice.take_frames() && !alice.served.session.outbox.is_open());
-            // Others see it at once, however long the connection takes to end.
+            // Other users see it at once, however long the connection takes to end.
             assert!(shared.registry.get(&alice.served.session.name).is_none());
             drop(alice);
             if !is_logout {

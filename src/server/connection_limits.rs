@@ -1,7 +1,8 @@
 //! The number of connections: in all, per address, and not logged in yet.
 //!
-//! Invariant: connections are limited per address and in total. At a limit the server refuses the new connection, or
-//! closes the oldest one that is not logged in; it never closes a logged-in one.
+//! Invariant: connections are limited per address and in total; beyond these limits, the server refuses a new
+//! connection. Beyond the limit of connections that are not logged in, it closes the oldest of them, and never a
+//! logged-in one.
 
 use super::limits::Limits;
 use super::rates::origin;
@@ -25,7 +26,7 @@ struct State {
     total: usize,
 }
 
-/// A counted connection; counted out when dropped.
+/// A connection that counts until this is dropped.
 pub struct Ticket {
     limits: Arc<ConnectionLimits>,
     number: u64,
@@ -36,7 +37,7 @@ pub struct Ticket {
 }
 
 impl ConnectionLimits {
-    /// See [`Limits`].
+    /// No connections yet.
     pub fn new(limits: &Limits) -> ConnectionLimits {
         ConnectionLimits { state: Mutex::default(), limits: limits.clone() }
     }
@@ -126,7 +127,7 @@ mod tests {
         let admitted = |n| admit(n).map(|(ticket, _)| ticket);
 
         let first = [admitted(1).expect("admitted"), admitted(1).expect("admitted")];
-        assert!(connections.counts() == (2, 2) && admit(1).is_none(), "an address has two");
+        assert!(connections.counts() == (2, 2) && admit(1).is_none(), "an address may have two");
         first.iter().for_each(Ticket::logged_in);
         assert_eq!(connections.counts(), (2, 0));
 
@@ -143,7 +144,7 @@ mod tests {
         newer_far.set_nonblocking(true).expect("a socket");
         assert_eq!(newer_far.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
 
-        // It counts until its thread drops it: three and two are the limit.
+        // An evicted connection counts until its thread drops it; three and two are the limit.
         assert!(connections.counts() == (5, 2) && admit(4).is_none(), "the server is full");
         drop(older);
         assert_eq!(connections.counts(), (4, 2));

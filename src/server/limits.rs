@@ -1,8 +1,8 @@
 //! The limits of the server that its operator or a client can reach. Those of the protocol are in
-//! [`protocol`](crate::protocol), sizes of a single mechanism (batches, ticks, stacks) beside it. Enforced by
+//! [`protocol`](crate::protocol); the sizes of a single mechanism (batches, ticks, stacks) are beside it. Enforced by
 //! [`connection_limits`](super::connection_limits), [`lockout`](super::store::lockout), [`rates`](super::rates)
-//! (requests and registrations), [`partial_frame`](super::partial_frame) and [`outbox`](super::session::outbox) (what
-//! waits for a client).
+//! (requests and registrations), [`partial_frame`](super::partial_frame), [`outbox`](super::session::outbox) (what
+//! waits for a client) and [`mail`](super::store::mail).
 
 use std::time::Duration;
 
@@ -15,34 +15,34 @@ pub const LOGIN: Duration = Duration::from_secs(300);
 pub const LINES_BEFORE_LOGIN: u32 = 32;
 /// Presence changes are sent at most this often: users do not notice the delay.
 pub const PRESENCE_INTERVAL: Duration = Duration::from_millis(200);
-/// Bytes of packets for all clients together that wait or are not acknowledged yet: a client that sends to one that
-/// reads nothing is throttled long before. Beyond this limit, each client may still have 256 KiB and one packet;
-/// threads that ask at the same moment may exceed it by one packet each.
+/// Bytes of packets for all clients together that wait or are not acknowledged yet. The packets for a client that reads
+/// nothing stay far below, because a session may hold only an eighth of what is left. Beyond this limit, each client
+/// may still have 256 KiB and one packet; threads that ask at the same moment may exceed it by one packet each.
 pub const MAX_WAITING_PACKETS: usize = 256 * 1024 * 1024;
 /// A packet without room waits this long, and its sender with it: enough for a slow recipient to make room.
 pub const PACKET_PATIENCE: Duration = Duration::from_secs(5);
 /// A line or packet must be complete this long after its first byte: a mebibyte at 9 KiB a second.
 pub const LINE: Duration = Duration::from_secs(120);
-/// Bytes of incomplete lines and packets of all clients. Beyond it, a client whose own is longer than [`SMALL_LINE`]
-/// loses the connection. Hundreds of users who each send to a thousand at once stay far below.
+/// Bytes of incomplete lines and packets of all clients: more than hundreds of users need who each send to a thousand
+/// at once. Beyond it, a client whose own is longer than [`SMALL_LINE`] loses the connection.
 pub const MAX_PARTIAL: usize = 256 * 1024 * 1024;
-/// See [`MAX_PARTIAL`]: a chunk of a file, or a message to a hundred users.
+/// Bytes that an incomplete line or packet may always have: a chunk of a file, or a message to a hundred users.
 pub const SMALL_LINE: usize = 66 * 1024;
 /// A client must read each 16 KiB within this time: more than a slow link needs.
 pub const WRITE: Duration = Duration::from_secs(30);
-/// After the end of its session, a client has this long to read the rest.
+/// After the end of its session, a client has this long to read the rest: as long as for a write.
 pub const FAREWELL: Duration = Duration::from_secs(30);
 /// The smallest outbox, in bytes. One sender may fill half of it, so half must hold the frames that a client need not
 /// have acknowledged yet, and an envelope.
 pub const MIN_OUTBOX: usize = 384 * 1024;
 /// A session outlives its connection by this time: enough to change networks, too short to appear online for long.
 const GRACE: Duration = Duration::from_secs(60);
-/// The interval at which sessions are checked for their end: other users hardly see them longer than they exist.
+/// The interval at which sessions are checked for their end: other users see a session about this much longer at most.
 pub const SWEEP: Duration = Duration::from_secs(1);
 /// A resumption waits this long for the thread of the previous connection, which checks its link every [`NOTICE`].
 pub const RESUME_PATIENCE: Duration = Duration::from_secs(2);
-/// A thread that waits for something else checks this often whether its connection was taken over: a resumption hardly
-/// waits.
+/// A thread that waits for something else checks this often whether its connection was taken over, so that a resumption
+/// waits no longer.
 pub const NOTICE: Duration = Duration::from_millis(50);
 /// Writer threads for slow clients, 128 KiB of stack each; further slow clients are closed.
 pub const MAX_WRITERS: usize = 1024;
@@ -51,12 +51,14 @@ const SPARE_DESCRIPTORS: usize = 64;
 /// Memory mappings of a thread (stack, guard, signal stack and its guard). The kernel allows `vm.max_map_count`, and a
 /// process that runs out aborts.
 const MAPPINGS_PER_THREAD: usize = 4;
+/// Memory mappings that are not of threads: the program, its libraries, and the allocator's large blocks.
+const SPARE_MAPPINGS: usize = 4096;
 
 /// Failed logins that lock a name: users mistype less often, and 480 guesses a day find no password.
 pub const MAX_FAILURES: u32 = 5;
 /// Failed logins that lock an address: several users may share it.
 pub const MAX_FAILURES_PER_ADDRESS: u32 = 50;
-/// Failures are counted, and locks last, for this long: to keep another user locked out takes continued effort.
+/// Failures are counted, and locks last, for this long: keeping another user locked out takes continued effort.
 pub const LOCKOUT: Duration = Duration::from_secs(15 * 60);
 /// The most names or addresses that a [`Counter`](super::rates::Counter) remembers: some megabytes. To get one guess
 /// more than [`MAX_FAILURES`], an attacker needs this number of attempts, from hundreds of addresses.
@@ -113,7 +115,7 @@ pub const DAY: u64 = 24 * 3_600_000;
 impl Limits {
     /// Defaults that the machine's limits on descriptors and memory mappings (`vm.max_map_count`) allow.
     pub fn for_machine(descriptors: usize, max_map_count: usize) -> Limits {
-        let threads = max_map_count.saturating_sub(4096) / MAPPINGS_PER_THREAD;
+        let threads = max_map_count.saturating_sub(SPARE_MAPPINGS) / MAPPINGS_PER_THREAD;
         let room = descriptors.saturating_sub(SPARE_DESCRIPTORS).min(threads.saturating_sub(MAX_WRITERS));
         let waiting = (room / 4).clamp(1, 2048);
         let clients = room.saturating_sub(waiting).max(1);
@@ -122,7 +124,7 @@ impl Limits {
             clients,
             per_address: Limits::share(clients),
             waiting,
-            outbox: 384 * 1024,
+            outbox: MIN_OUTBOX,
             rate: 100,
             registrations: 120,
             grace: GRACE,
@@ -130,7 +132,8 @@ impl Limits {
         }
     }
 
-    /// The default for one address: half of all connections, and enough for one household.
+    /// The default for one address: half of the clients, so that no address keeps out all others, and at least 16,
+    /// enough for one household.
     pub fn share(clients: usize) -> usize {
         clients.div_ceil(2).max(16)
     }

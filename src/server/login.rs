@@ -20,8 +20,8 @@ use crate::crypto::public::Fingerprint;
 use crate::crypto::secret::Key;
 use crate::name::Username;
 use crate::protocol::{
-    ClientMessage, DecodeError, ErrorCode, Failure, LoginRequest, MAX_LINE_BEFORE_LOGIN, PasswordChange,
-    Received as Position, Register, ResumeRequest, ServerMessage,
+    ClientMessage, DecodeError, ErrorCode, Failure, LoginRequest, MAX_LINE, MAX_LINE_BEFORE_LOGIN,
+    PasswordChange, Received as Position, Register, ResumeRequest, ServerMessage,
 };
 use crate::sync::lock;
 use crate::wire::frame::Lines;
@@ -45,13 +45,13 @@ impl Drop for Served {
     }
 }
 
-/// Time for the final error and for what is in flight from the client: a round trip.
+/// Time for the final error, and for bytes in flight from the client: a slow round trip.
 const FINAL_ERROR: Duration = Duration::from_secs(1);
 
-/// Bytes that are read from the client in this time.
-const IN_FLIGHT: usize = 1024 * 1024;
+/// The most bytes that are read from the client in this time: a line of the longest length.
+const IN_FLIGHT: usize = MAX_LINE;
 
-/// A connection, with what has arrived on it.
+/// A connection, with the bytes that have arrived on it.
 pub(super) struct Connection {
     pub(super) link: Arc<Link>,
     pub(super) reader: Reader,
@@ -65,15 +65,15 @@ impl Connection {
     }
 
     /// Discards what the client sends, because the kernel drops the final error when a socket with unread bytes is
-    /// closed: as long as the farewell `is_sent`, at most [`limits::FAREWELL`], and then for [`FINAL_ERROR`] and
-    /// [`IN_FLIGHT`] more.
-    pub(super) fn linger(&mut self, is_sent: impl Fn() -> bool) {
+    /// closed: while the farewell `is_being_sent`, at most [`limits::FAREWELL`], and then for [`FINAL_ERROR`] or
+    /// [`IN_FLIGHT`] bytes more.
+    pub(super) fn linger(&mut self, is_being_sent: impl Fn() -> bool) {
         let begun = Instant::now();
         let mut end = begun + FINAL_ERROR;
         let (mut sink, mut left) = (Vec::new(), IN_FLIGHT);
         loop {
             let now = Instant::now();
-            if now < begun + limits::FAREWELL && is_sent() {
+            if now < begun + limits::FAREWELL && is_being_sent() {
                 (end, left) = (now + FINAL_ERROR, IN_FLIGHT);
             }
             if end <= now {
@@ -147,7 +147,7 @@ impl<'a> Login<'a> {
         Some(Login { shared, connection, server_key, deadline, lines_left: limits::LINES_BEFORE_LOGIN })
     }
 
-    /// Reports why there is no session, and ends the connection.
+    /// Sends the reason why there is no session, and ends the connection.
     pub(super) fn refuse(mut self, Refusal(message): Refusal) {
         if let Some(message) = message {
             // The deadline may have passed; that may be the reason.
@@ -248,11 +248,11 @@ impl<'a> Login<'a> {
                 return Err(refuse(ErrorCode::ServerFull, "the server is full: try again later"));
             }
         }
-        // Before `attach`, which holds a lock that comes after that of the token.
+        // Made before `attach`, which holds `io`: the lock of the token comes before it.
         let hello = ServerMessage::Session(session.announcement(newest)).encode();
         let link = self.connection.link.clone();
         let attached = session.outbox.attach(link, 0, limits::RESUME_PATIENCE, |_| hello);
-        // Another login may have replaced it already, or the account was removed since the login was verified.
+        // Another login may have replaced the session already, or the account was removed since the verification.
         let (mut ended, identity) = (replaced(), login.identity().fingerprint());
         if shared.store.accounts.get(name).is_none_or(|account| account.identity != identity) {
             let text = "this account was removed just now";
@@ -298,7 +298,7 @@ impl<'a> Login<'a> {
                     if current.is_some_and(|current| Arc::ptr_eq(&current, &session)) {
                         return Err(no_session());
                     }
-                    // The session has ended or was replaced in the meantime: answer as if the client had come only now.
+                    // The session has ended or was replaced in the meantime: answer as if the request came only now.
                 }
                 Attached::Busy => {
                     let text = "the previous connection is still busy: try again";
@@ -343,7 +343,7 @@ impl<'a> Login<'a> {
         Ok(self.send(&answer)?)
     }
 
-    /// Counts a record of `users.json` against the client's address.
+    /// Counts a new record of `users.json` against the limit of the client's address.
     fn count_record(&self) -> Result<(), Refusal> {
         lock(&self.shared.registrations).take(origin(self.address()), Instant::now()).map_err(|wait| {
             self.limit("too_many_registrations", None);
@@ -405,7 +405,7 @@ impl<'a> Login<'a> {
         Ok(ServerMessage::PasswordChanged)
     }
 
-    /// Counts an attempt before its proof is checked, so that parallel guesses count. `event` is that of a failure.
+    /// Counts an attempt before its proof is checked, so that parallel guesses count. Logs `event` for a failure.
     /// PROTOCOL#lockout.
     fn attempt<T>(
         &self,
@@ -517,7 +517,7 @@ mod tests {
     fn refusal_reaches_a_client_that_keeps_sending() {
         let (shared, _folder) = shared(HOUR);
         let (login, mut far) = connection(&shared);
-        // As much as the kernel keeps.
+        // No more than the kernel buffers, so that the write does not block.
         far.write_all(&[b'x'; 64 * 1024]).expect("sent");
         login.refuse(refuse(ErrorCode::LineTooLong, ""));
         assert!(matches!(far.take_error(), Ok(None)), "a reset can eat the refusal");
@@ -543,19 +543,19 @@ mod tests {
     fn retry_after_is_long_enough() {
         let (shared, _folder) = shared(HOUR);
         let (login, _far) = connection(&shared);
-        let said = |refusal: Refusal| match *refusal.0.expect("a message") {
+        let retry_after = |refusal: Refusal| match *refusal.0.expect("a message") {
             ServerMessage::Error(Failure { retry_after: Some(seconds), .. }) => seconds,
             _ => panic!("no time to wait"),
         };
         for (left, seconds) in [(1, 1), (999, 1), (1500, 2), (899_999, 900)] {
             assert_eq!(
-                said(login.locked(&"alice".parse().expect("name"), Duration::from_millis(left))),
+                retry_after(login.locked(&"alice".parse().expect("name"), Duration::from_millis(left))),
                 seconds
             );
         }
         let refused = loop {
             if let Err(refusal) = login.count_record() {
-                break said(refusal);
+                break retry_after(refusal);
             }
         };
         let left =
@@ -578,14 +578,14 @@ mod tests {
         }
         let code = |refusal: Refusal| match *refusal.0.expect("a message") {
             ServerMessage::Error(failure) => failure.code,
-            _ => panic!("not told"),
+            _ => panic!("another message"),
         };
         let no_key = || Bytes(Vec::new());
-        for (version, told) in [(VERSION + 1, "unsupported_version"), (VERSION, "locked")] {
+        for (version, expected) in [(VERSION + 1, "unsupported_version"), (VERSION, "locked")] {
             let username = "alice".parse().expect("name");
             let request = LoginRequest { version, username, public_key: no_key() };
             far.write_all(&ClientMessage::LoginRequest(request).encode()).expect("sent");
-            assert_eq!(login.run().err().map(code), Some(told.into()));
+            assert_eq!(login.run().err().map(code), Some(expected.into()));
         }
         let request = Register {
             version: VERSION,
@@ -595,7 +595,7 @@ mod tests {
             password_key: Key::random(),
             public_key: no_key(),
         };
-        // The limit allows it, and the key is checked: it is not one.
+        // The lock does not stop a registration: its key is checked, and invalid.
         assert_eq!(login.register(request).err().map(code), Some("bad_key".into()));
     }
 
@@ -628,7 +628,7 @@ mod tests {
             let inbound = served.session.outbox.inbound();
             let mut bucket = lock(&inbound.bucket);
             let is_full = bucket.take(f64::from(shared.limits.rate) * 4.0).is_ok();
-            // An hour's worth, however slow this machine is.
+            // An hour's worth, so that a slow machine does not refill it.
             bucket.charge(f64::from(shared.limits.rate) * 3600.0);
             is_full
         };
@@ -700,7 +700,7 @@ mod tests {
                     shared.registry.end(&alice, Condition::Always, None);
                 });
                 let request = ResumeRequest { version: VERSION, username: alice.name.clone() };
-                let Err(Refusal(Some(message))) = login.resume(request) else { panic!("it was let in") };
+                let Err(Refusal(Some(message))) = login.resume(request) else { panic!("it was accepted") };
                 let ServerMessage::Error(failure) = *message else { panic!("another message") };
                 assert_eq!(failure.code, code);
             });

@@ -1,12 +1,13 @@
 //! The server: [`accept`] → [`login`] → [`connection`] → [`routing`] → [`registry`] → the recipients'
-//! [`session`]s. [`store`] is on disk, [`operator`] for its operator. This file starts the threads.
+//! [`session`]s. [`store`] keeps data on disk, and [`operator`] serves the server's operator. This file starts the
+//! threads.
 //!
-//! Invariants: nothing here can name a private key or the contents of an envelope (a test reads the imports). No thread
-//! holds a lock while it waits for a client. The locks that are held during disk access (for `users.json`, for
-//! `locks.json`, for a user's mailbox and for the renewal of the certificate) protect nothing else. Every wait for a
-//! client has a deadline. Everything that a client can make grow has a limit, except accounts and the records of new
-//! passwords, which are limited in rate only ([`limits::Limits::registrations`]). The limits that a user can reach are
-//! in [`limits`].
+//! Invariants: nothing here can name a private key or the contents of an envelope (`tests/spec/tidy.rs` reads the
+//! imports). No thread holds a lock while it waits for a client. The locks that are held during disk access (for
+//! `users.json`, for `locks.json`, for a user's mailbox and for the renewal of the certificate) protect nothing else.
+//! Every wait for a client has a deadline. Everything that a client can make grow has a limit, except accounts and the
+//! records of new passwords, which are limited in rate only ([`limits::Limits::registrations`]). The limits that a user
+//! can reach are in [`limits`].
 //!
 //! Lock order: see [`session::outbox`].
 //!
@@ -44,14 +45,14 @@ use threads::service;
 /// # Errors
 /// With file, reason and remedy in the text.
 pub fn run(options: &Options, out: &mut impl Write) -> io::Result<std::convert::Infallible> {
-    // First of all, so that a signal for the log or the certificate does not end the process.
+    // First, so that a SIGHUP or SIGUSR1 during the start does not end the process.
     let signals = status::catch()?;
     let folder = &options.data_dir;
     let mut notices = Vec::new();
     let opened = Store::open(folder, options.tls, &mut notices);
     let mut failed = None;
-    // Ignore errors: standard output may be on a full disk, and the server must serve. Do not flush the buffered line:
-    // by then another thread may hold the lock, and wait for a reader that does not read.
+    // Continue after an error: a standard output on a full disk must not stop the server. Do not flush: another thread
+    // may hold the lock of standard output while its reader does not read.
     let mut say = |line: String| failed = writeln!(out, "{line}").err().or(failed.take());
     if let Ok(store) = &opened {
         say(format!("data in {} ({} accounts)", folder.display(), store.accounts.count()));

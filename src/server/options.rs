@@ -51,14 +51,14 @@ Options can also be listed in the file \"options\" of the data folder, one a lin
 /// The data folder below `$HOME`.
 const FOLDER: &str = ".secure_messenger";
 
-/// How to serve.
+/// The options of a start.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The address to listen on, or a name for it; default 0.0.0.0.
     pub host: String,
     /// Default 1315; 0 takes a free one.
     pub port: u16,
-    /// OPERATING#server-files; default `~/.secure_messenger`.
+    /// The data folder; default `~/.secure_messenger`. OPERATING#server-files.
     pub data_dir: PathBuf,
     /// False with `--no-tls`.
     pub tls: bool,
@@ -137,7 +137,7 @@ fn parse_all(arguments: &mut Arguments, action: Option<Action>, defaults: Limits
     let (mut data_dir, mut per_address, mut check) = (None, None, false);
     let limits = &mut options.limits;
     while let Some(flag) = arguments.flag()? {
-        // One above `most` counts as `most`.
+        // A number above `most` counts as `most`.
         let mut number = |least: usize, most: usize| {
             let word: String = arguments.value(&flag)?;
             let number = word.parse().ok().filter(|number| *number >= least);

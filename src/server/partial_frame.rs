@@ -16,13 +16,13 @@ pub struct PartialFrame {
 }
 
 impl PartialFrame {
-    /// Nothing has begun to arrive.
+    /// For a client from which nothing has arrived.
     pub fn new(quotas: &Quotas) -> PartialFrame {
         PartialFrame { bytes: quotas.partial.take(0), since: Instant::now() }
     }
 
-    /// Updates its length, of another frame than before if it `is_new`. Returns whether length and age are within
-    /// limits.
+    /// Sets its length. `is_new` if this is another frame than at the last call. Returns whether length and age are
+    /// within limits.
     pub fn update(&mut self, bytes: usize, is_new: bool, now: Instant) -> bool {
         if is_new || self.bytes.amount() == 0 {
             self.since = now;

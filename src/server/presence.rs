@@ -1,8 +1,7 @@
-//! Reports who joins and leaves: one thread, at most every 200 ms, in lines that are encoded once for all.
+//! Reports users who join and leave: one thread, at most every 200 ms, in lines that are encoded once for all.
 //!
-//! Invariant: a new session gets the complete list once, then changes. The more sessions there are, the more changes
-//! are reported together, so the number of lines grows with the time that ten thousand logins take, not with their
-//! square.
+//! Invariant: a new session gets the complete list once, then changes. The more sessions there are, the less often
+//! changes are reported: otherwise the number of lines would grow with the square of the sessions.
 
 use super::limits::PRESENCE_INTERVAL;
 use super::registry::{Changes, Registry};
@@ -18,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// The presence thread.
 pub fn run(registry: &Registry, flusher: &Flusher) -> ! {
-    let mut told: BTreeSet<Username> = BTreeSet::new();
+    let mut reported: BTreeSet<Username> = BTreeSet::new();
     let mut due = Instant::now();
     loop {
         let (changes, sessions) = registry.wait(due);
@@ -26,33 +25,33 @@ pub fn run(registry: &Registry, flusher: &Flusher) -> ! {
         if !changes.names.is_empty() {
             due = started + interval(sessions.len());
         }
-        tell(registry, &sessions, &changes, &mut told, flusher);
+        report(registry, &sessions, &changes, &mut reported, flusher);
         std::thread::sleep(PRESENCE_INTERVAL.saturating_sub(started.elapsed()));
     }
 }
 
 /// Reports the changes to all sessions, and the complete list to new ones.
-fn tell(
+fn report(
     registry: &Registry,
     sessions: &[Arc<Session>],
     changes: &Changes,
-    told: &mut BTreeSet<Username>,
+    reported: &mut BTreeSet<Username>,
     flusher: &Flusher,
 ) {
     let (mut joined, mut left) = (Vec::new(), Vec::new());
     for name in &changes.names {
-        // A user who has logged in again is in both lists: agreements with the former session are void.
-        if changes.ended.contains(name) && told.remove(name) {
+        // A user who has logged in again is in both lists, so that clients notice the end of the former session.
+        if changes.ended.contains(name) && reported.remove(name) {
             left.push(name.clone());
         }
-        if registry.get(name).is_some() && told.insert(name.clone()) {
+        if registry.get(name).is_some() && reported.insert(name.clone()) {
             joined.push(name.clone());
         }
     }
     let news = encode(false, joined, left);
     let list = match changes.newcomers[..] {
         [] => Vec::new(),
-        _ => encode(true, told.iter().cloned().collect(), Vec::new()),
+        _ => encode(true, reported.iter().cloned().collect(), Vec::new()),
     };
     let new: HashSet<_> = changes.newcomers.iter().map(Arc::as_ptr).collect();
     let others = sessions.iter().filter(|session| !new.contains(&Arc::as_ptr(session)));
@@ -65,15 +64,15 @@ fn tell(
     flusher.add(flush);
 }
 
-/// Time between two changes for this number of sessions: all together get at most 2,500 lines a second.
-/// PROTOCOL#presence-rate.
+/// Time between two changes for this number of sessions: at most 2,500 lines a second for all together, up to 50,000
+/// sessions, and at most 20 s. PROTOCOL#presence-rate.
 fn interval(sessions: usize) -> Duration {
     const AT_ONCE: usize = 500;
     PRESENCE_INTERVAL * u32::try_from(sessions.div_ceil(AT_ONCE)).unwrap_or(u32::MAX).clamp(1, 100)
 }
 
 /// Presence lines of bounded length; none if there is nothing to report. Names that left come before names that joined,
-/// or a user in both lists could end as gone. PROTOCOL#presence-lists.
+/// or a client could hold a user in both lists to be offline. PROTOCOL#presence-lists.
 fn encode(full: bool, joined: Vec<Username>, left: Vec<Username>) -> Vec<Part> {
     if !full && joined.is_empty() && left.is_empty() {
         return Vec::new();
@@ -149,9 +148,9 @@ mod tests {
     }
 
     /// A round of the presence thread, without its pause.
-    fn round(registry: &Registry, told: &mut BTreeSet<Username>) {
+    fn round(registry: &Registry, reported: &mut BTreeSet<Username>) {
         let (changes, sessions) = registry.wait(Instant::now());
-        tell(registry, &sessions, &changes, told, &Flusher::default());
+        report(registry, &sessions, &changes, reported, &Flusher::default());
     }
 
     /// The news for a session since the last call: whether it is the complete list, who joined, who left.
@@ -163,7 +162,7 @@ mod tests {
         let mut line = Vec::new();
         loop {
             let mut byte = [0];
-            (&*far).read_exact(&mut byte).expect("it is told");
+            (&*far).read_exact(&mut byte).expect("a line");
             if byte != *b"\n" {
                 line.extend(byte);
                 continue;
@@ -183,7 +182,7 @@ mod tests {
     /// PROTOCOL#presence.
     #[test]
     fn new_session_gets_the_list_and_all_get_each_change_once() {
-        let ((shared, _folder), mut told) = (shared(HOUR), BTreeSet::new());
+        let ((shared, _folder), mut reported) = (shared(HOUR), BTreeSet::new());
         let registry = &shared.registry;
         let [alice, bob, carol, again] = ["alice", "bob", "carol", "bob"].map(session);
         let add = |session| registry.insert(session, 100);
@@ -193,10 +192,10 @@ mod tests {
         let full = |names: &str| [(true, names.to_string(), String::new())];
         let change = |joined: &str, left: &str| [(false, joined.to_string(), left.to_string())];
         assert!(add(&alice.0) && add(&bob.0));
-        round(registry, &mut told);
+        round(registry, &mut reported);
         assert_eq!((heard(&alice), heard(&bob)), (full("alice bob").into(), full("alice bob").into()));
         assert!(add(&carol.0));
-        round(registry, &mut told);
+        round(registry, &mut reported);
         for one in [&alice, &bob] {
             assert_eq!(heard(one), change("carol", ""));
         }
@@ -204,7 +203,7 @@ mod tests {
         // A user who logs in again has left and joined.
         assert!(add(&again.0));
         assert!(!remove(&bob), "the end of a replaced session does not take its user offline");
-        round(registry, &mut told);
+        round(registry, &mut reported);
         for one in [&alice, &carol] {
             assert_eq!(heard(one), change("bob", "bob"));
         }
@@ -217,7 +216,7 @@ mod tests {
         let dave = session("dave");
         add(&dave.0);
         assert!(remove(&dave));
-        round(registry, &mut told);
+        round(registry, &mut reported);
         assert_eq!((heard(&alice), heard(&carol)), (change("", "bob").into(), change("", "bob").into()));
         assert_eq!((heard(&alice), heard(&carol), heard(&again)), (Vec::new(), Vec::new(), Vec::new()));
     }

@@ -1,4 +1,4 @@
-//! Amounts that all sessions share, and how often a limit has acted: too often to log each time.
+//! Amounts that all sessions share, and counts of events that are too frequent to log each.
 //!
 //! Invariant: whatever was taken is returned when its [`Permit`] is dropped. Counting takes no lock.
 

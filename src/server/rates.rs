@@ -1,8 +1,8 @@
 //! Rate limits: a token bucket for one account, and a counter for many names or addresses.
 //!
-//! Invariant: a client within its rate never waits. A [`Counter`] remembers at most [`MAX_REMEMBERED`] keys, if a
-//! caller of [`count`](Counter::count) whose keys others choose asks [`has_room`](Counter::has_room) before. It reads
-//! no clock: callers pass the time.
+//! Invariant: a client within its rate never waits. A [`Counter`] remembers at most [`MAX_REMEMBERED`] keys:
+//! [`count`](Counter::count) alone does not check this, so a caller whose keys come from clients asks
+//! [`has_room`](Counter::has_room) first. A counter reads no clock: callers pass the time.
 
 use super::limits::MAX_REMEMBERED;
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The key by which addresses are counted: an IPv4 address, or an IPv6 network of 64 bits, the least that one user has.
+/// The key by which addresses are counted: an IPv4 address, or an IPv6 /64, the smallest network that one user has.
 pub(super) fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !0u128 << 64).into()),
@@ -35,7 +35,7 @@ impl Bucket {
         Bucket { rate, burst, tokens: burst, filled: Instant::now() }
     }
 
-    /// A full one for the sessions of an account: `rate` requests a second, and four seconds' worth at once.
+    /// A full bucket for the sessions of an account: `rate` requests a second, and four seconds' worth at once.
     pub fn of_account(rate: u32) -> Arc<Mutex<Bucket>> {
         Arc::new(Mutex::new(Bucket::new(f64::from(rate), f64::from(rate) * 4.0)))
     }
@@ -54,13 +54,13 @@ impl Bucket {
             self.tokens -= cost;
             Ok(())
         } else {
-            // A little more than it takes, against rounding.
+            // A millisecond more, or rounding could make the wait too short.
             Err(Duration::from_secs_f64((cost - self.tokens) / self.rate + 0.001))
         }
     }
 
-    /// Takes `cost` tokens, even if the bucket does not hold them: later ones then take longer. A negative cost is
-    /// given back.
+    /// Takes `cost` tokens, even if the bucket does not hold them: later calls of [`take`](Bucket::take) then wait
+    /// longer. A negative cost gives tokens back.
     pub fn charge(&mut self, cost: f64) {
         self.tokens -= cost;
     }
@@ -98,8 +98,8 @@ impl<K: Clone + Eq + Hash> Counter<K> {
         self.counts.len() < MAX_REMEMBERED || self.counts.contains_key(key)
     }
 
-    /// Counts an event, allowed or not. Returns the number of events in this interval, and of those that the interval
-    /// before had beyond the limit.
+    /// Counts an event, allowed or not. Returns the number of events in this interval and, if a new interval begins,
+    /// the number of events that the former one had beyond the limit, else 0.
     pub fn count(&mut self, key: K, now: Instant) -> (u64, u64) {
         let fresh = Count { events: 0, until: now + self.interval };
         let count = self.counts.entry(key).or_insert(fresh);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn counter_reports_what_went_beyond_the_limit() {
+    fn counter_reports_events_beyond_the_limit_once() {
         let (mut counter, start) = (Counter::new(3, MINUTE), Instant::now());
         let counted: Vec<_> = (0..5).map(|_| counter.count("here", start)).collect();
         assert_eq!(counted, [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0)]);
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(counter.counts.len(), 1);
     }
 
-    /// All but `n` expired keys and one that has reached the limit of 2.
+    /// A full counter: key 0 has reached the limit of 2, and the intervals of keys 1 to `expired` are over.
     fn full(expired: usize) -> (Counter<usize>, Instant) {
         let (mut counter, start) = (Counter::new(2, MINUTE), Instant::now());
         counter.hold(0, start + MINUTE);
@@ -264,7 +264,7 @@ mod tests {
         let (mut counter, start) = full(100);
         assert_eq!(counter.take(new, start), Ok(()));
         assert_eq!(counter.counts.len(), MAX_REMEMBERED - 99);
-        assert!(counter.wait(&0, start).is_some(), "whose interval is not over stays");
+        assert!(counter.wait(&0, start).is_some(), "a key whose interval is not over stays");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Invariant: a name has at most one session, and there are no more sessions than the limit. A session begins and ends
 //! under the lock of the changes, and is logged there, so the log has logins and logouts in their order. The former
-//! session of a name has ended, and its lost messages are reported, before the new one can be found. An account has one
-//! farewell at a time: what waits for its ended sessions is outside the limit of sessions.
+//! session of a name has ended, and its lost messages are reported, before the new one can be found. An account has at
+//! most one farewell at a time, because ended sessions do not count against the limit of sessions.
 
 use super::session::Session;
 use super::session::outbox::{Condition, FlushList, Outbox};
@@ -17,7 +17,7 @@ use std::time::Instant;
 
 type ByName = HashMap<Username, Arc<Session>>;
 
-/// The sessions by name, and the changes that were not reported yet.
+/// See the module.
 pub struct Registry {
     sessions: RwLock<ByName>,
     changes: Mutex<Changes>,
@@ -27,7 +27,7 @@ pub struct Registry {
     audit: Arc<Audit>,
 }
 
-/// The changes.
+/// Changes that were not reported yet.
 #[derive(Default)]
 pub struct Changes {
     /// New sessions, which have no list of online users yet.
@@ -54,11 +54,11 @@ impl Registry {
     /// other names. PROTOCOL#replaced, PROTOCOL#full.
     pub fn insert(&self, session: &Arc<Session>, limit: usize) -> bool {
         let mut list = FlushList::default();
-        // Take both locks, or a new session could receive changes before its first list.
+        // Held until the session is in `sessions` too, or it could receive changes before its first list.
         let mut changes = lock(&self.changes);
         match self.get(&session.name) {
             // Before the new session can be found, so that a client that resumes the former one learns of the
-            // replacement. The tokens are copied when its client can no longer receive another one.
+            // replacement. Copy the tokens after the end, when the former client can no longer receive another one.
             Some(former) => {
                 let farewell = ServerMessage::Error(replaced());
                 self.leave(&mut changes, &former, Condition::Always, Some(&farewell), &mut list);
@@ -98,7 +98,7 @@ impl Registry {
         has_left
     }
 
-    /// Closes the outbox if the condition holds; the caller takes it out of the sessions.
+    /// Closes the session's outbox if the condition holds; the caller then removes or replaces the session.
     fn leave(
         &self,
         changes: &mut Changes,
@@ -134,8 +134,8 @@ impl Registry {
         self.get(name)
     }
 
-    /// For several look-ups: a lock and a reference count for each of a thousand recipients took a tenth of a
-    /// broadcast's time. No session begins or ends while it exists, so drop it soon.
+    /// All sessions, locked, for several look-ups: a lock and a reference count for each of a thousand recipients took
+    /// a tenth of a broadcast's time. No session begins or ends until the guard is dropped.
     pub fn read(&self) -> RwLockReadGuard<'_, ByName> {
         self.sessions.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -152,7 +152,8 @@ impl Registry {
         detached.min_by_key(|(since, _)| *since).map(|(since, session)| (since, session.clone()))
     }
 
-    /// Waits for changes. Before `due`, returns new sessions only; after it all changes, and all sessions.
+    /// Waits for changes. Before `due`, returns only the new sessions, perhaps none; later all changes, and all
+    /// sessions.
     pub fn wait(&self, due: Instant) -> (Changes, Vec<Arc<Session>>) {
         let mut changes = lock(&self.changes);
         while changes.names.is_empty() {
@@ -350,7 +351,7 @@ mod tests {
         let line = ServerMessage::Lost(Lost { id: 7, name: bob.0.name.clone() }).encode();
         let mut got = vec![0; line.len()];
         alice.1.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
-        (&alice.1).read_exact(&mut got).expect("it is told");
+        (&alice.1).read_exact(&mut got).expect("a line");
         assert_eq!(got, line);
         // Only once, however the former session ends.
         assert!(

@@ -3,7 +3,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Stack of a connection's thread, in bytes: nothing on it recurses, and there are ten thousand.
+/// Stack of a connection's thread, in bytes: nothing on it recurses, and there may be more than ten thousand.
 pub const CONNECTION_STACK: usize = 256 * 1024;
 /// The exit status of a Rust program whose main thread has panicked.
 const PANICKED: i32 = 101;
