@@ -120,9 +120,7 @@ fn perform(action: &Action, store: &Store, end: impl FnOnce(&Username) -> bool) 
             let identity = removed?.map(|identity| identity.to_string());
             let identity = identity.unwrap_or("it had a key file and no account".into());
             store.audit.log("removed", Some(name), None, &identity);
-            Ok(format!(
-                "{name} is removed: {identity}{ended}; messages to and from it that are deleted: {mail}"
-            ))
+            Ok(format!("{name} is removed: {identity}{ended}; deleted messages to and from it: {mail}"))
         }
         Action::Unlock(name) => {
             store.lockout.unlock(name)?;
@@ -180,16 +178,16 @@ mod tests {
 
     #[test]
     fn partial_or_unknown_answer_is_neither_success_nor_refusal() {
-        let told = |answer: &str| {
+        let outcome = |answer: &str| {
             let (near, mut far) = UnixStream::pair().expect("sockets");
             far.write_all(answer.as_bytes()).expect("written");
             far.shutdown(std::net::Shutdown::Write).expect("ended");
             ask(&near, "unlock alice\n").map_err(|error| error.to_string())
         };
-        assert_eq!(told("ok alice is free\n"), Ok("alice is free".to_string()));
-        assert_eq!(told("error no such name\n"), Err("no such name".to_string()));
+        assert_eq!(outcome("ok alice is free\n"), Ok("alice is free".to_string()));
+        assert_eq!(outcome("error no such name\n"), Err("no such name".to_string()));
         for half in ["", "ok", "ok alice", "error", "error no such", "okay alice\n", "\n"] {
-            let error = told(half).expect_err(half);
+            let error = outcome(half).expect_err(half);
             assert!(error.starts_with("the server did not answer"), "{half:?}: {error}");
         }
     }

@@ -348,9 +348,9 @@ mod tests {
         audit.log("login", None, here(1), "why\n");
         audit.log("login", None, here(1), "");
         audit.flush();
-        let told: Vec<_> = lines(&folder).iter().map(|line| line[21..].to_string()).collect();
+        let logged: Vec<_> = lines(&folder).iter().map(|line| line[21..].to_string()).collect();
         assert_eq!(
-            told,
+            logged,
             [
                 "event=refused user=- addr=- more=2",
                 "event=login user=- addr=10.0.0.1 lost_before=5 why?",

@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn check_reports_what_a_start_does_to_a_certificate() {
         const DAY: i64 = 24 * 3600 * 1000;
-        for (age, told, other) in [
+        for (age, expected, unexpected) in [
             (366, "expired: a start renews it", "WARNING"),
             (340, "WARNING: the certificate expires on ", "renews"),
             (1, "valid until", "WARNING"),
@@ -269,7 +269,7 @@ mod tests {
             let mut notices = Notices::new();
             check(&folder.0, &mut notices).expect("a start can use it");
             let text = notices.join("\n");
-            assert!(text.contains(told) && !text.contains(other), "{age} days: {text}");
+            assert!(text.contains(expected) && !text.contains(unexpected), "{age} days: {text}");
         }
         // An invalid key stops a start, too.
         let folder = Folder::new();
