@@ -24,7 +24,8 @@ const MAX_LISTED: usize = 256;
 pub struct Contact {
     /// The identity key in use, remembered and shown by the server. `None` until the server has shown it.
     pub identity: Option<IdentityPublicKey>,
-    /// A key that needs a decision: it differs from the remembered one, or the record of that may have been lost.
+    /// A key that needs a decision: it differs from the remembered one, or the record of the remembered one may be
+    /// lost.
     changed: Option<IdentityPublicKey>,
     /// The key to seal messages for; `None` if it was not requested, or the user is absent and has no mailbox.
     pub key: Option<SealKey>,
@@ -45,7 +46,7 @@ impl Contact {
         self.key.as_ref().filter(|key| !key.is_mailbox).map(|key| &key.key)
     }
 
-    /// Whether messages wait for this user, who is absent.
+    /// Whether this user is absent, and messages can wait for them.
     pub fn has_mailbox(&self) -> bool {
         self.key.as_ref().is_some_and(|key| key.is_mailbox)
     }
@@ -60,9 +61,9 @@ pub enum Learned {
     Reverted,
     /// The identity key differs from the remembered one, or the record of it may have been lost.
     Changed,
-    /// The remembered key, but the session or mailbox key is older than one seen before.
+    /// The remembered key, but the certificate of the session or mailbox key is older than one seen before.
     Outdated,
-    /// An invalid key, or a session or mailbox key without its owner's certificate.
+    /// An invalid key or certificate, or a key that cannot be remembered; the reason.
     Refused(String),
 }
 
@@ -114,8 +115,8 @@ impl Contacts {
         self.forget_key(name, |key| !key.is_valid_at(now_ms));
     }
 
-    /// Forgets the key to seal messages for, if it is such a one: of a session that has ended, of the mailbox of a user
-    /// who is back, or one that the server calls stale.
+    /// Forgets the key to seal messages for if it `is_over`: its session has ended, its owner has returned from an
+    /// absence, or the server calls it stale.
     pub fn forget_key(&mut self, name: &Username, is_over: impl Fn(&SealKey) -> bool) {
         if let Some(contact) = self.people.get_mut(name) {
             contact.key.take_if(|key| is_over(key));
@@ -146,7 +147,7 @@ impl Contacts {
         self.known.get(name).map(|(_, trust)| trust)
     }
 
-    /// The same as a word.
+    /// How well the key of `name` is known, as a word.
     pub fn trust_word(&self, name: &Username) -> &'static str {
         match self.certainty(name) {
             (false, None) => "RECORD DAMAGED",
@@ -162,14 +163,14 @@ impl Contacts {
         (!self.has_changed(name), self.trust(name))
     }
 
+    /// How well the key of `name` is known, as a mark beside the name.
+    pub fn trust_mark(&self, name: &Username) -> &'static str {
+        if self.has_changed(name) { "!" } else { self.trust(name).unwrap_or(Trust::New).mark() }
+    }
+
     /// The known name that differs from `name` only in letter case; `None` without one. PROTOCOL#name-case.
     pub fn other_spelling(&self, name: &Username) -> Option<&Username> {
         self.known.other_spelling(name)
-    }
-
-    /// The same as a mark beside the name.
-    pub fn trust_mark(&self, name: &Username) -> &'static str {
-        if self.has_changed(name) { "!" } else { self.trust(name).unwrap_or(Trust::New).mark() }
     }
 
     /// Whether the key of `name` has changed and the user has not decided yet.
@@ -183,7 +184,7 @@ impl Contacts {
         changed.map(IdentityPublicKey::fingerprint).or_else(|| self.known.get(name).map(|(key, _)| key))
     }
 
-    /// Remembers a certificate of this user for the next login, because the server may have forgotten it by then.
+    /// Remembers an own certificate for the next login, because a restarted server has forgotten it.
     pub fn remember_own(&mut self, cx: &Cx, created: u64, key: Fingerprint) {
         self.known.admit(&cx.me, cx.account.fingerprint(), (false, created, key), cx.now.max(created));
     }
@@ -206,13 +207,13 @@ impl Contacts {
         }
     }
 
-    /// Writes what is remembered of certificates now.
+    /// Writes the remembered certificates to disk now.
     pub fn close(&mut self, cx: &Cx) {
         self.known.close(cx.now);
     }
 
-    /// Forgets keys that another client with the same folder has decided against. Asks again for these, and for changed
-    /// ones.
+    /// Forgets keys that another client with the same folder has decided against, and requests them and changed ones
+    /// again.
     fn refresh(&mut self) -> io::Result<()> {
         if !self.known.refresh()? {
             return Ok(());
@@ -252,7 +253,7 @@ impl Contacts {
         }
     }
 
-    /// Whether the keys of `name` were requested and are not here yet.
+    /// Whether the keys of `name` were requested and have not arrived.
     pub fn is_asked(&self, name: &Username) -> bool {
         self.find(name).is_some_and(|contact| contact.is_asked)
     }
@@ -300,8 +301,9 @@ impl Contacts {
                 _ => cx.problem(self.undecided(name)),
             },
             Learned::Outdated => {
-                let text = "{}'s clock may have been set back, or the server shows an old key of {}: nothing is sent to {}. \
-                            Try again in a minute; if this repeats, ask {} to check the clock and to log in again";
+                let text = "{}'s clock may have been set back, or the server shows an old key of {}: nothing is sent \
+                            to {}. Try again in a minute; if this repeats, ask {} to check the clock and to log in \
+                            again";
                 cx.problem_about(name, "outdated", text.replace("{}", name.as_str()));
             }
             Learned::Refused(why) => {
@@ -425,8 +427,8 @@ impl Contacts {
             false => format!("/verify {name} yes"),
         };
         cx.notice(format!(
-            "compare it with {name} in person or by phone, not in this chat: if all 60 digits match, type {then}; if not, \
-             someone may be intercepting your messages"
+            "compare it with {name} in person or by phone, not in this chat: if all 60 digits match, type {then}; if \
+             not, someone may be intercepting your messages"
         ));
     }
 
@@ -489,7 +491,7 @@ impl Contacts {
         }
     }
 
-    /// Why nothing is sent to `name` before the user has decided, in a few words.
+    /// In a few words, why nothing is sent to `name` before the user has decided.
     pub fn doubt(&self, name: &Username) -> String {
         match self.trust(name) {
             Some(_) => format!("the key of {name} has changed"),
@@ -528,7 +530,6 @@ mod tests {
     use super::*;
     use crate::crypto::keys::{IdentityKey, SessionKey};
     use crate::crypto::secret::random;
-    use crate::encoding::Bytes;
     use std::fs;
     use std::path::PathBuf;
 
@@ -544,18 +545,10 @@ mod tests {
     #[test]
     fn key_whose_record_was_torn_is_used_after_a_decision() {
         let (mut contacts, folder) = contacts("{\"server\":\"a:1\",\"name\":\"bob\",\"iden");
-        let identity = Bytes(IdentityKey::generate().public().spki());
+        let identity = IdentityKey::generate().public().spki();
         for (name, is_doubtful) in [("bob", true), ("carol", false)] {
             let name: Username = name.parse().expect("name");
-            let identity = identity.clone();
-            let keys = UserKeys {
-                name,
-                identity,
-                session_key: None,
-                mailbox_key: None,
-                created: None,
-                certificate: None,
-            };
+            let keys = UserKeys::new(name, identity.clone(), None);
             for _ in 0..2 {
                 assert_eq!(contacts.learn(&keys, 0) == Learned::Changed, is_doubtful);
                 assert_eq!(contacts.get(&keys.name).identity.is_none(), is_doubtful);

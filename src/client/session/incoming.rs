@@ -1,8 +1,8 @@
 //! Envelopes from other users: checked in the specification's order before anything of them is shown.
 //!
-//! Invariant: nothing of an envelope is shown, counted or answered before its signature by a known key is verified;
-//! each envelope is accepted once. No answer to the server depends on the result of a decryption. Specification:
-//! PROTOCOL#receiving.
+//! Invariant: nothing of an envelope but its claimed sender is shown before its signature by a known key is verified;
+//! no run shows a message twice without a mark. All failures of a decryption look alike, to the user and to the server.
+//! Specification: PROTOCOL#receiving.
 
 use super::contacts::Contacts;
 use super::cx::Cx;
@@ -16,15 +16,16 @@ use crate::protocol::EncryptedMessage;
 use std::collections::{HashMap, VecDeque};
 use zeroize::Zeroizing;
 
-/// The most envelopes that wait for their senders' keys; more are refused. They are unchecked, and take 35 MB at most.
+/// The most envelopes that wait for their senders' keys. They are unchecked, and take 35 MB at most.
 const MAX_INBOX: usize = 1024;
-/// The most envelopes of one sender that wait.
+/// The most envelopes of one sender that wait, which leaves room for others.
 const MAX_INBOX_OF_ONE: usize = 64;
 /// The most message ids that are kept for one sender: more than a user reads in an hour.
 const MAX_IDS_OF_ONE: usize = 1024;
 /// The most ids that are kept for all senders: 2 MiB.
 const MAX_IDS: usize = 65_536;
-/// A sender's clock that differs by more, in milliseconds, is reported: it is not synchronised.
+/// A time that differs from this machine's clock by more, in milliseconds, is reported: a synchronised clock never
+/// does.
 const MAX_SKEW_MS: u64 = 5 * 60 * 1000;
 /// The count of missing messages stops here: at the server's rate, this number takes a day.
 const MAX_MISSING: u64 = 10_000_000;
@@ -34,7 +35,7 @@ const MAX_MISSING: u64 = 10_000_000;
 struct Sender {
     /// Envelopes that wait for the sender's key.
     inbox: VecDeque<EncryptedMessage>,
-    /// The sequence numbers that were used.
+    /// The sequence numbers that were accepted.
     replay: Replay,
     /// The ids of the latest messages, the oldest first.
     ids: VecDeque<[u8; 32]>,
@@ -60,7 +61,7 @@ pub struct Received {
 
 /// The result of an envelope's arrival.
 pub enum Arrived {
-    /// It can be opened.
+    /// Its sender's key is known: it can be opened.
     Ready(Box<EncryptedMessage>),
     /// It waits for the keys of its sender.
     Waits(Username),
@@ -72,7 +73,7 @@ pub enum Arrived {
 #[derive(Default)]
 pub struct Incoming {
     senders: HashMap<Username, Sender>,
-    /// Envelopes that wait for keys.
+    /// The number of envelopes that wait for keys.
     unread: usize,
     /// The number of message ids of all senders.
     ids: usize,
@@ -104,7 +105,7 @@ impl Incoming {
         if is_known && waiting == 0 {
             return Arrived::Ready(Box::new(message));
         }
-        // A stranger, a changed key, or a forgery: the key that the server shows decides which.
+        // From a stranger, under a changed key, or forged: the key that the server shows decides.
         if self.unread >= MAX_INBOX || waiting >= MAX_INBOX_OF_ONE {
             self.refuse(cx, header, "too many messages are waiting for a key");
             return Arrived::Refused;
@@ -145,8 +146,8 @@ impl Incoming {
     pub fn refuse(&mut self, cx: &mut Cx, header: &Header, why: &str) {
         let (place, sequence) = claimed(header);
         let sender = self.sender(&header.from);
-        let waiting = sender.inbox.iter().rev().map(|message| claimed(&message.envelope.header));
-        let waiting = waiting.into_iter().find(|(of, _)| *of == place).map(|(_, sequence)| sequence);
+        let mut waiting = sender.inbox.iter().rev().map(|message| claimed(&message.envelope.header));
+        let waiting = waiting.find(|(of, _)| *of == place).map(|(_, sequence)| sequence);
         sender.replay.refuse(place, sequence, waiting);
         tell_refused(cx, &header.from, why);
     }
@@ -170,9 +171,9 @@ impl Incoming {
         }
     }
 
-    /// All checks, cheapest first: signature, recipient, order, then RSA and AES. `None` for mail that was shown
-    /// before, otherwise with the number of missing messages before it. PROTOCOL#checks, PROTOCOL#check-recipient,
-    /// PROTOCOL#mail-refusals.
+    /// Makes all checks: signature, recipient, order, then RSA and AES. Returns the number of missing messages before
+    /// it, too; `None` for mail that was shown before, `Err` with the reason of a refusal. PROTOCOL#checks,
+    /// PROTOCOL#check-recipient, PROTOCOL#mail-refusals.
     fn checked(
         &mut self,
         cx: &Cx,
@@ -240,7 +241,7 @@ impl Incoming {
             return Err("its fields contradict each other".into());
         }
         if recorded.is_some() {
-            // A former run may have shown it.
+            // An earlier run has recorded it as taken, and may have shown it.
             text.push_str(" (perhaps shown before)");
         } else {
             replay.record(&header, cx.now);
@@ -265,7 +266,7 @@ impl Incoming {
         if !self.is_new(&header.from, received.id) {
             return None;
         }
-        // Mail is as old as the absence.
+        // Mail may be as old as the absence.
         if !received.is_mail {
             tell_skew(cx, header);
         }
@@ -318,6 +319,7 @@ impl Incoming {
     }
 }
 
+/// The conversation and the number that a header claims.
 fn claimed(header: &Header) -> (Between, u64) {
     (between(header), header.sequence)
 }
@@ -326,7 +328,7 @@ fn tell_refused(cx: &mut Cx, from: &Username, why: &str) {
     cx.problem_about(from, why, format!("refused a message that claims to come from {from}: {why}"));
 }
 
-/// Reports a wrong time.
+/// Reports a time that is far from this machine's.
 fn tell_skew(cx: &mut Cx, header: &Header) {
     let (from, off) = (&header.from, header.time.abs_diff(cx.now));
     if off > MAX_SKEW_MS {
@@ -343,7 +345,7 @@ fn tell_skew(cx: &mut Cx, header: &Header) {
     }
 }
 
-/// A duration in milliseconds, for people.
+/// A duration in milliseconds, as text.
 fn span(ms: u64) -> String {
     match ms / 60_000 {
         minutes @ 0..120 => format!("{minutes} minutes"),

@@ -1,7 +1,7 @@
 //! Mail: messages that waited while the user was away, and the key for the next absence.
 //!
 //! Invariant: a message is on disk as taken before it is shown, and is confirmed only after it was shown, or when it
-//! never will be. A mailbox key is erased when a later one is confirmed and nothing waits for it any more.
+//! never will be. A mailbox key is erased when the server has a later one and no message needs the former any more.
 //! Specification: PROTOCOL#mail-owner, PROTOCOL#mail-order, PROTOCOL#mail-records.
 
 use super::contacts::Contacts;
@@ -18,17 +18,19 @@ use crate::protocol::{ClientMessage, ErrorCode, Failure, Kept, Mail, MailDone, M
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Live private and room messages wait this long for mail. PROTOCOL#mail-order.
+/// Live private and room messages wait this long for mail: a silent server must not hold them up. PROTOCOL#mail-order.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// At the end, the client waits this long for mail to be shown, and for the next mailbox key.
+/// At the end, the client waits this long for mail to be shown, and for the next mailbox key: what is not confirmed by
+/// then is fetched again, and a key is made at the next login.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// The most bytes of messages that are shown together: a mailbox of the usual size, and some more.
+/// The most bytes of messages that are shown together: twice the usual size of a mailbox on the server.
 const MAX_TOGETHER: usize = 2 * 1024 * 1024;
 /// The approximate size of a message besides its text, in bytes.
 const MESSAGE: usize = 1024;
-/// A key of this age, in milliseconds, is erased whatever the server says. PROTOCOL#mail-erasing.
+/// A key of this age, in milliseconds, is erased whatever the server says: its certificate is valid for 30 days, and a
+/// server usually keeps a message for 30 more. PROTOCOL#mail-erasing.
 const MAX_AGE: u64 = 60 * 24 * 3_600_000;
-/// A mailbox key that is refused this often is not sent again.
+/// A mailbox key that is refused this often is not sent again: another machine is hardly faster twice.
 const MAX_TRIES: u32 = 3;
 
 /// The state of fetching.
@@ -51,13 +53,13 @@ enum Upload {
     /// It is not due yet.
     #[default]
     Idle,
-    /// A thread makes it.
+    /// A thread is generating it.
     Making,
     /// The server owes an answer to this try.
     Sent(u32),
     /// The server has it on disk.
     Set,
-    /// There is none in this session.
+    /// This session gets none.
     Failed,
     /// The server keeps no mail.
     Off,
@@ -70,7 +72,7 @@ pub struct Mailbox {
     upload: Upload,
     /// When the first request of this session was sent.
     begun: Option<Instant>,
-    /// Whether live messages wait.
+    /// Whether live messages wait for mail.
     holds: bool,
     /// The number of the last message that the server has sent.
     after: u64,
@@ -78,7 +80,7 @@ pub struct Mailbox {
     waiting: VecDeque<Kept>,
     /// Senders whose keys were requested because of mail under this identity key.
     asked: HashSet<(Username, Fingerprint)>,
-    /// Messages that can be shown, by number; none for one that did not come as mail.
+    /// Messages to show, with their numbers; `None` for one that arrived live.
     opened: Vec<(Option<u64>, Received)>,
     /// Their approximate memory, in bytes.
     bytes: usize,
@@ -86,11 +88,11 @@ pub struct Mailbox {
     showing: Vec<([u8; 32], Option<u64>)>,
     /// The numbers of messages that are settled, and not confirmed yet.
     settled: Vec<u64>,
-    /// Whether no request has followed the last confirmation, whose answer shows that the server has handled it.
+    /// Whether no request has followed the last confirmation. The answer to one proves that the server has handled it.
     unproven: bool,
     /// Senders whose mail waits for a decision of the user.
     undecided: BTreeSet<Username>,
-    /// The keys of messages that were neither shown nor confirmed.
+    /// The mailbox keys of messages that were neither shown nor confirmed, which must stay.
     unsettled: HashSet<Fingerprint>,
 }
 
@@ -106,7 +108,8 @@ impl Mailbox {
         self.hold(cx, has_keys);
     }
 
-    /// A new session begins. Messages opened in the former one are shown; their numbers are no longer valid.
+    /// Begins a new session. Returns the messages opened in the former one, which are shown now; their numbers are no
+    /// longer valid.
     pub fn restart(&mut self, cx: &mut Cx) -> Vec<Received> {
         let shown = self.show(cx);
         self.hold(cx, false);
@@ -158,7 +161,7 @@ impl Mailbox {
         self.opened.push((number, received));
     }
 
-    /// Goes on as far as possible; returns the messages to show, in order.
+    /// Fetches, confirms, replaces and erases what it can now; returns the messages to show, in order.
     pub fn advance(
         &mut self,
         cx: &mut Cx,
@@ -208,7 +211,8 @@ impl Mailbox {
         if self.upload == Upload::Idle && (is_late || matches!(self.fetch, Fetch::Over { .. })) {
             self.renew(cx);
         }
-        // Until the server has deleted what was confirmed, the key stays. PROTOCOL#mail-erasing.
+        // A key stays until the server has deleted the confirmed messages, which another answer proves.
+        // PROTOCOL#mail-erasing.
         if self.unproven && self.fetch == (Fetch::Over { complete: true }) {
             self.request(cx);
         }
@@ -277,7 +281,7 @@ impl Mailbox {
                 "messages that arrived while you were away wait on the server: free space and start again";
             cx.problem(format!("{error}: {text}"));
             self.over(cx, false);
-            // Their numbers count as used in this run.
+            // These messages count as received in this run: only the next one can fetch them again.
             cx.account.mailbox = None;
             return Vec::new();
         }
@@ -285,7 +289,7 @@ impl Mailbox {
         opened.into_iter().map(|(_, received)| received).collect()
     }
 
-    /// Everything of [`show`](Self::show) so far was shown: it can be confirmed.
+    /// Notes that all messages of [`show`](Self::show) so far were shown: they can be confirmed.
     pub fn shown(&mut self, cx: &mut Cx) {
         let showing = std::mem::take(&mut self.showing);
         let ids: Vec<[u8; 32]> = showing.iter().map(|(id, _)| *id).collect();
@@ -310,7 +314,7 @@ impl Mailbox {
         self.upload =
             match mailbox.filter(|mailbox| mailbox.is_wanted()).map(|mailbox| mailbox.keys().count()) {
                 None => Upload::Failed,
-                // The latest one that the server has not confirmed is as good as a new one.
+                // The file is full: send the latest key again.
                 Some(MAX_KEYS..) => {
                     self.announce(cx, 0, 1);
                     return;
@@ -337,7 +341,7 @@ impl Mailbox {
         }
     }
 
-    /// Certifies the latest key, above the `created` of others.
+    /// Certifies the latest key and sends it; again with a `created` above that of `others`, the newest on the server.
     fn announce(&mut self, cx: &mut Cx, others: u64, tries: u32) {
         self.upload = Upload::Failed;
         let Some(mailbox) = cx.account.mailbox.as_ref() else { return };
@@ -351,7 +355,7 @@ impl Mailbox {
         self.upload = Upload::Sent(tries);
     }
 
-    /// The server has the new key on disk.
+    /// Notes that the server has the new key on disk.
     pub fn set(&mut self, cx: &mut Cx) {
         match self.upload {
             Upload::Sent(_) => self.upload = Upload::Set,
@@ -390,7 +394,7 @@ impl Mailbox {
         self.fetch == Fetch::Asked || matches!(self.upload, Upload::Sent(_))
     }
 
-    /// Whether nothing is worth a wait at the end, which the user asked for at `since`.
+    /// Whether the exit, requested at `since`, need not wait for mail.
     pub fn is_settled(&self, cx: &Cx, since: Instant) -> bool {
         let is_idle = matches!(self.fetch, Fetch::Idle | Fetch::Over { .. }) && self.showing.is_empty();
         let is_renewed = !matches!(self.upload, Upload::Making | Upload::Sent(_));

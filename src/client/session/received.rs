@@ -70,7 +70,7 @@ impl Session {
         Ok(())
     }
 
-    /// The entry of a message of another user, with this time.
+    /// The entry that shows another user's message, with this time.
     fn entry(&self, Received { header, to, text, .. }: &Received, time: u64) -> Entry {
         let (me, text) = (&self.cx.me, sanitise_lines(text));
         let source = Source::User { from: header.from.clone(), to: to.clone() };

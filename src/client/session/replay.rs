@@ -1,17 +1,18 @@
 //! The accepted numbers of one sender: each once, with a count of missing ones.
 //!
-//! Invariant: no envelope is accepted twice, even if there were more conversations than are remembered. A false date
-//! never blocks a correctly dated message. Specification: PROTOCOL#check-sequence, PROTOCOL#sequence.
+//! Invariant: no envelope is accepted twice, even if there were more conversations than are remembered. The exception
+//! is an envelope that is sent again in a forgotten conversation: its id shows whether it is known. A false date never
+//! blocks a correctly dated message. Specification: PROTOCOL#check-sequence, PROTOCOL#sequence.
 
 use crate::crypto::envelope::Header;
 use crate::crypto::public::Fingerprint;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// The remembered conversations of one sender: each login begins some, and a hostile sender begins many.
+/// The most conversations of one sender: each login begins some, and a hostile sender begins many.
 const MAX_CONVERSATIONS: usize = 64;
 
-/// The sender's session, and the session that it is for (none for broadcasts).
+/// The sender's session key, and the key that a message is for; `None` in a broadcast.
 pub type Between = (Fingerprint, Option<Fingerprint>);
 
 /// The conversation that a header belongs to.
@@ -46,8 +47,8 @@ pub struct Replay {
     conversations: VecDeque<Conversation>,
     /// The latest time of forgotten conversations; no new message is that old.
     forgotten: Option<u64>,
-    /// The same for those that were dated in the future when they were forgotten. It does not concern correctly dated
-    /// messages.
+    /// The latest time of conversations that were dated in the future when they were forgotten. It does not block
+    /// correctly dated messages.
     ahead: Option<u64>,
     /// Consecutive numbers that were refused where the next one was due: they were reported already, so they are not
     /// missing.
@@ -72,16 +73,15 @@ impl Replay {
         }
     }
 
-    /// The next expected number in a conversation; `None` if any number is valid: a broadcast may have begun before we
-    /// logged in.
+    /// The next expected number in a conversation; `None` if any number is valid, because broadcasts may have begun
+    /// before this client's login.
     fn next(&self, place: Between) -> Option<u64> {
         let known = self.conversations.iter().find(|conversation| conversation.between == place);
         // The highest number is never accepted.
         known.map(|conversation| conversation.sequence + 1).or(place.1.map(|_| 1))
     }
 
-    /// Continues a conversation after this number, if it was on disk and is not known here. It is never forgotten
-    /// there.
+    /// Continues a conversation after this number, which is on disk, if it is not known here: the disk forgets none.
     pub fn resume(&mut self, place: Between, sequence: impl FnOnce() -> u64, now: u64) {
         if !self.is_known(place) {
             self.use_first(Conversation { between: place, sequence: sequence(), time: 0, right: None }, now);
@@ -97,6 +97,7 @@ impl Replay {
         self.forgotten.max(ahead).is_some_and(|forgotten| time <= forgotten)
     }
 
+    /// The number of `missing` ones that were refused.
     fn refused_of(&self, place: Between, missing: Range<u64>) -> u64 {
         match &self.refused {
             Some((of, numbers)) if *of == place && numbers.start == missing.start => {
@@ -127,7 +128,7 @@ impl Replay {
         let (time, right) = former.map_or((0, None), |conversation| (conversation.time, conversation.right));
         let written = if header.again.is_some() { now } else { header.time };
         let (time, right) = (time.max(written), right.max((written <= now).then_some(written)));
-        // Keep the refused numbers after it: it may have waited for a key while they were refused.
+        // Keep refused numbers after it: they may have been refused while it waited for a key.
         self.refused.take_if(|(of, numbers)| *of == place && numbers.start <= header.sequence);
         self.use_first(Conversation { between: place, sequence: header.sequence, time, right }, now);
     }
@@ -232,7 +233,7 @@ mod tests {
 
     /// PROTOCOL#check-sequence.
     #[test]
-    fn sender_with_many_sessions_costs_little_and_cannot_replay() {
+    fn many_sessions_of_a_sender_are_bounded_and_not_replayed() {
         for to in [None, Some(1)] {
             let mut seen = Replay::default();
             let dated = |session: u8| Header { time: 1000 + u64::from(session), ..header(session, to, 1) };

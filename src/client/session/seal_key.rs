@@ -1,6 +1,6 @@
 //! The key that messages to one user are sealed for.
 //!
-//! Invariant: at any time a user has one, and it has its owner's certificate.
+//! Invariant: a user has one at most, and each was certified by its owner.
 
 use crate::crypto::public::{
     IdentityPublicKey, MailboxCertificate, SessionCertificate, SessionPublicKey, is_mailbox_valid_at,
@@ -8,7 +8,7 @@ use crate::crypto::public::{
 };
 use crate::protocol::UserKeys;
 
-/// The certified key that messages to a user are sealed for: of the session, or of an absent user the mailbox key.
+/// The certified key that messages to a user are sealed for: the session key, or the mailbox key of an absent user.
 /// PROTOCOL#mail-sender.
 #[derive(Clone)]
 pub struct SealKey {
@@ -21,7 +21,10 @@ pub struct SealKey {
 }
 
 impl SealKey {
-    /// The key of an answer, if it has one. Its certificate is checked.
+    /// The key that the server shows for a user; `None` if it shows none, or none with a certificate.
+    ///
+    /// # Errors
+    /// For the user, if it shows two keys, or the certificate or the key is invalid.
     pub fn shown(
         keys: &UserKeys,
         identity: &IdentityPublicKey,

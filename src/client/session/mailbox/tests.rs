@@ -266,7 +266,7 @@ fn mail_is_fetched_in_batches_and_shown_together_in_order() {
 
 /// PROTOCOL#mail-records.
 #[test]
-fn mail_is_marked_after_a_crash_and_silent_once_shown() {
+fn mail_is_marked_after_a_crash_and_dropped_once_shown() {
     let home = Home::with_key(1);
     let mut reader = Reader::new(&home);
     let message = reader.message(1, 1, "one");
@@ -288,7 +288,7 @@ fn mail_is_marked_after_a_crash_and_silent_once_shown() {
 
 /// PROTOCOL#mail-records, PROTOCOL#id-memory.
 #[test]
-fn id_of_another_sender_s_message_hides_nothing() {
+fn known_id_of_another_sender_hides_no_mail() {
     let home = Home::with_key(1);
     let mut reader = Reader::new(&home);
     let carols = reader.message(2, 1, "two");
@@ -441,7 +441,7 @@ fn server_without_mail_leaves_no_keys_and_no_reports() {
 
 /// PROTOCOL#mail-refusals.
 #[test]
-fn mail_of_a_changed_key_waits_and_stops_nobody_else() {
+fn mail_under_a_changed_key_waits_without_delaying_others() {
     let home = Home::with_key(1);
     let mut reader = Reader::new(&home);
     let (bobs, carols) = (reader.message(1, 1, "one"), reader.message(2, 1, "two"));
