@@ -1,10 +1,8 @@
 //! Files that are offered, sent and received: the state of each transfer, and its display.
 //!
 //! Invariant: nothing is fetched or written before the user has accepted the offer. `commands` handles the user's
-//! commands,
-//! `answers` the peer's messages (their texts are in [`messages`]), and `steps` the reports of the jobs of
-//! [`transfer`](crate::client::transfer).
-//! Specification: PROTOCOL#file-transfer.
+//! commands, `answers` the peer's messages (their texts are in [`messages`]), and `steps` the reports of the jobs of
+//! [`transfer`](crate::client::transfer). Specification: PROTOCOL#file-transfer.
 
 mod answers;
 mod commands;
@@ -16,7 +14,7 @@ use super::event::Action;
 use super::outgoing::Outgoing;
 use crate::client::audience::Audience;
 use crate::client::text::sanitise;
-use crate::client::transfer::Job;
+use crate::client::transfer::{Job, MAX_ARRIVING};
 use crate::crypto::chunk::{Plan, TransferId};
 use crate::crypto::envelope::Kind;
 use crate::crypto::public::Fingerprint;
@@ -30,38 +28,37 @@ use std::fmt;
 use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
-/// Transfers and offers in the list, in each direction: others cannot make it longer.
+/// The most transfers and offers in the list, in each direction: more than a user keeps track of.
 const MAX_LISTED: usize = 64;
 /// The most offers of one sender, which leaves room for others.
 const MAX_OFFERS_OF_ONE: usize = 16;
-/// Files that are sent at the same time, each with a thread: as many as the peer receives.
-const MAX_LEAVING: usize = 8;
-/// An offer without an answer is withdrawn after this time: its sender may have forgotten it.
-/// PROTOCOL#offer-life.
+/// The most files that are sent at the same time, each with a thread: as many as one peer receives.
+const MAX_LEAVING: usize = MAX_ARRIVING;
+/// An offer without an answer ends after this time: its sender may have forgotten it. PROTOCOL#offer-life.
 const OFFER_LIFETIME: Duration = Duration::from_secs(3600);
 /// The recipient confirms a complete file within this time, in which it writes the rest and compares the hash.
 /// PROTOCOL#transfer-end.
 const CONFIRMATION: Duration = Duration::from_secs(120);
-/// The reason when a user has cancelled: the received part is removed.
+/// The reason in a `file_cancel` when a user has cancelled: the recipient removes the received part.
 const CANCELLED: &str = "cancelled";
 /// The smallest file, in bytes, whose rate is shown: a smaller one is over too soon.
 const MIN_RATED: u64 = 1_000_000;
 
-/// The stage of a transfer.
+/// The stage of a transfer; "out" and "in" mark those of one direction.
 enum State {
-    /// Out: the file is being hashed; bytes so far.
+    /// Out: the file is being hashed; the bytes so far.
     Hashing(u64),
     /// The peer (out) or the user (in) has not answered.
     Offered,
     /// In: the part that exists already is being hashed.
     Looking,
-    /// Out: accepted from this chunk on; the session key that the answer names is not known yet.
+    /// Out: accepted from this chunk on; the named session key of the peer is not known yet.
     AwaitingKey(u32, Fingerprint),
-    /// Chunks are in flight; bytes so far.
+    /// Chunks are in flight; the bytes so far.
     Moving(u64),
     /// Out: everything is sent, and not confirmed yet.
     Confirming,
-    /// Out: confirmed; a copy is being made.
+    /// Out: confirmed; a copy of the file is being made.
     Copying,
 }
 
@@ -96,8 +93,9 @@ pub struct Files {
     list: BTreeMap<u32, Transfer>,
     /// The latest transfers that can resume, at most [`MAX_LISTED`].
     stopped: VecDeque<Stopped>,
+    /// The number of the latest transfer.
     last: u32,
-    /// The parts on disk are being listed for `/files`.
+    /// Whether the parts on disk are being listed for `/files`.
     is_listing: bool,
     /// The offer that an answer without a number means, if it is still open.
     meant: Option<u32>,
@@ -221,7 +219,7 @@ impl Files {
         self.is_listing
     }
 
-    /// Whether a file is being received or sent, or waits for the peer's answer.
+    /// Whether no file is being received or sent, and no offer waits for the peer's answer.
     pub fn is_idle(&self) -> bool {
         self.list.values().all(Transfer::is_open)
     }
@@ -269,10 +267,6 @@ impl Files {
         })
     }
 
-    fn job(&mut self, cx: &mut Cx, number: u32, job: Job) {
-        cx.act(Action::Transfer(number, job));
-    }
-
     fn enter_state(&mut self, cx: &mut Cx, number: u32, state: State) {
         let since = cx.instant;
         if let Some(transfer) = self.list.get_mut(&number) {
@@ -307,7 +301,7 @@ impl Files {
     /// Removes a transfer, stops its job, and sends the peer the reason in `tell`, if any.
     fn end_transfer(&mut self, cx: &mut Cx, number: u32, discard: bool, tell: Option<String>) {
         let Some(transfer) = self.list.remove(&number) else { return };
-        self.job(cx, number, Job::Stop { discard });
+        cx.act(Action::Transfer(number, Job::Stop { discard }));
         let is_begun = !matches!(transfer.state, State::Hashing(_) | State::Offered);
         if is_begun && !discard {
             let stopped = &mut self.stopped;
@@ -385,10 +379,10 @@ impl Files {
         }
     }
 
-    /// The session has ended: every job stops, and what has arrived stays for another session.
+    /// Stops every job at the end of the session. Received parts stay for another session.
     pub fn end(&mut self, cx: &mut Cx) {
         for number in std::mem::take(&mut self.list).into_keys() {
-            self.job(cx, number, Job::Stop { discard: false });
+            cx.act(Action::Transfer(number, Job::Stop { discard: false }));
         }
     }
 
@@ -409,7 +403,7 @@ impl Files {
         }
     }
 
-    /// The report of files that are not complete; `None` if all are.
+    /// The report of files that are not complete; `None` without one.
     pub fn unfinished(&self) -> Option<String> {
         let list = self.list.values();
         let titles =

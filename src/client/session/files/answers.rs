@@ -7,6 +7,7 @@ use super::messages::{Accept, Closing, Offer, read};
 use super::{CANCELLED, Files, MAX_LEAVING, MAX_LISTED, MAX_OFFERS_OF_ONE, MIN_RATED, Size, State, Transfer};
 use crate::client::file::safe_name;
 use crate::client::session::cx::Cx;
+use crate::client::session::event::Action;
 use crate::client::text::shortened;
 use crate::client::transfer::Job;
 use crate::crypto::chunk::{CHUNK, chunks};
@@ -65,8 +66,8 @@ impl Files {
         Ok(())
     }
 
-    /// Handles a `file_accept`. Returns the fingerprint of the session key that the chunks' keys are wrapped for, which
-    /// [`Files::keys`] then needs; `None` if it matches no offer, `Err` if it is malformed. PROTOCOL#chunk-session.
+    /// Handles a `file_accept`. Returns the fingerprint of the session key to wrap the chunks' keys for, which
+    /// [`Files::keys`] then needs; `None` if no transfer begins, `Err` if it is malformed. PROTOCOL#chunk-session.
     pub fn accepted(
         &mut self,
         cx: &mut Cx,
@@ -109,7 +110,7 @@ impl Files {
             };
             let (plan, done) = (transfer.plan(start), transfer.size.min(u64::from(start) * CHUNK as u64));
             self.begin(cx, number, done);
-            self.job(cx, number, Job::Send { recipient: recipient.clone(), plan });
+            cx.act(Action::Transfer(number, Job::Send { recipient: recipient.clone(), plan }));
         }
     }
 
@@ -117,10 +118,12 @@ impl Files {
     fn ended_there(&mut self, cx: &mut Cx, number: u32, kind: Kind, reason: Option<String>) {
         let Some(transfer) = self.list.get(&number) else { return };
         let (title, peer, outgoing) = (transfer.title(), transfer.peer.clone(), transfer.outgoing);
-        let sent =
-            transfer.size > MIN_RATED && matches!(transfer.state, State::Confirming | State::Moving(1..));
-        let rate = format!(", {}/s", Size(transfer.rate(transfer.size, cx.instant)));
-        let rate = if sent { rate } else { String::new() };
+        let rate = match transfer.state {
+            State::Confirming | State::Moving(1..) if transfer.size > MIN_RATED => {
+                format!(", {}/s", Size(transfer.rate(transfer.size, cx.instant)))
+            }
+            _ => String::new(),
+        };
         match (kind, &transfer.state) {
             (Kind::FileReject, State::Offered) if outgoing => {
                 self.end_transfer(cx, number, false, None);
@@ -128,7 +131,7 @@ impl Files {
             }
             (Kind::FileDone, State::AwaitingKey(..) | State::Moving(_) | State::Confirming) if outgoing => {
                 self.enter_state(cx, number, State::Copying);
-                self.job(cx, number, Job::Copy);
+                cx.act(Action::Transfer(number, Job::Copy));
                 cx.notice(format!("{peer} has received {title}{rate}"));
             }
             (Kind::FileCancel, state) if !matches!(state, State::Copying) => {

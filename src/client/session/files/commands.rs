@@ -1,12 +1,14 @@
 //! The user's commands about files: offer, accept, decline, cancel, list.
 //!
-//! Invariant: a file is fetched only after `accept_file`, and one that is arriving is not
-//! fetched a second time. Specification: MANUAL#sending-files.
+//! Invariant: a file is fetched only after `accept_file`, and one that is arriving is not fetched a second time.
+//! Specification: MANUAL#sending-files.
 
 use super::{CANCELLED, Files, MAX_LISTED, Size, State, Stopped, Transfer};
 use crate::client::file::{LeftPart, safe_name};
 use crate::client::path::meant_path;
 use crate::client::session::cx::Cx;
+use crate::client::session::event::Action;
+use crate::client::text::sanitise;
 use crate::client::transfer::{Job, MAX_ARRIVING};
 use crate::crypto::envelope::Kind;
 use crate::crypto::secret::{Key, random};
@@ -34,11 +36,11 @@ impl Files {
             told: 0,
         };
         let number = self.add(transfer);
-        self.job(cx, number, Job::Hash { peer: name, id, path });
+        cx.act(Action::Transfer(number, Job::Hash { peer: name, id, path }));
     }
 
-    /// The offer that `command` means: the one with this number, or the only one if it was the first since the last
-    /// answer. Any other may not be the one that the user has just read about.
+    /// The offer that the user's `command` means: the one with this number, or without a number the only one, if it was
+    /// the first since the last answer. Otherwise the user may have read about another one.
     fn offer(&mut self, cx: &mut Cx, number: Option<u32>, command: &str) -> Option<u32> {
         let mut offers = self.list.iter().filter(|(_, one)| one.is_open()).map(|(number, _)| *number);
         let found = match number {
@@ -76,7 +78,7 @@ impl Files {
         let (peer, id) = (transfer.peer.clone(), transfer.id);
         let job = Job::Look { peer, id, size: transfer.size, sha256: transfer.sha256 };
         self.enter_state(cx, number, State::Looking);
-        self.job(cx, number, job);
+        cx.act(Action::Transfer(number, job));
         self.tell_other_offers(cx);
     }
 
@@ -131,7 +133,7 @@ impl Files {
     /// Begins to answer `/files`: a job first lists the parts on disk.
     pub fn tell_files(&mut self, cx: &mut Cx) {
         if !std::mem::replace(&mut self.is_listing, true) {
-            self.job(cx, 0, Job::List);
+            cx.act(Action::Transfer(0, Job::List));
         }
     }
 
@@ -155,7 +157,9 @@ impl Files {
                     State::Confirming | State::Copying => "sent, waiting for confirmation".into(),
                 };
                 match transfer.state {
-                    State::Hashing(_) => format!("#{number} {} {way} {peer}: {state}", transfer.name),
+                    State::Hashing(_) => {
+                        format!("#{number} {} {way} {peer}: {state}", sanitise(&transfer.name))
+                    }
                     _ => format!("#{number} {title} {way} {peer}: {state}"),
                 }
             })

@@ -9,7 +9,7 @@ use miniserde::{Deserialize, Serialize};
 /// Reads one of the texts below. PROTOCOL#json, PROTOCOL#bad-file-message.
 ///
 /// # Errors
-/// For the user, if it is malformed.
+/// The reason, for the user, if it is malformed.
 pub fn read<T: Deserialize>(text: &str) -> Result<T, String> {
     from_json(text).ok_or_else(|| "its text is malformed".into())
 }
@@ -23,9 +23,9 @@ pub struct Offer {
     pub key: Key,
     /// The last part of the path; the recipient does not trust it.
     pub name: String,
-    /// Bytes of the file.
+    /// The size of the file in bytes.
     pub size: u64,
-    /// The hash of the whole file.
+    /// The SHA-256 of the whole file.
     pub sha256: Fixed<32>,
     /// `size` / 65,536, rounded up; below 2^32. An offer in which the two disagree is invalid.
     pub chunks: u64,
@@ -48,7 +48,7 @@ pub struct Accept {
 pub struct Closing {
     /// As in the offer.
     pub transfer: Fixed<16>,
-    /// The reason of a `file_cancel`, for people; exactly `cancelled` if a user cancelled; may be `None`.
+    /// The reason of a `file_cancel`, for the user; exactly `cancelled` if a user cancelled; may be `None`.
     pub reason: Option<String>,
 }
 
@@ -58,7 +58,7 @@ mod tests {
 
     /// PROTOCOL#json, PROTOCOL#bad-file-message.
     #[test]
-    fn text_about_a_file_has_the_json_of_a_line() {
+    fn file_message_is_parsed_like_a_line() {
         let closes = |more: &str| {
             let text = format!(r#"{{"transfer":"AAAAAAAAAAAAAAAAAAAAAA=="{more}}}"#);
             read::<Closing>(&text).is_ok()

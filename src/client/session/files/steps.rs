@@ -7,7 +7,7 @@ use super::messages::{Accept, Offer};
 use super::{Files, Size, State};
 use crate::client::file::safe_name;
 use crate::client::session::cx::Cx;
-use crate::client::session::event::Display;
+use crate::client::session::event::{Action, Display};
 use crate::client::text::sanitise;
 use crate::client::transfer::{Job, Step};
 use crate::crypto::chunk::{CHUNK, chunks};
@@ -21,7 +21,7 @@ impl Files {
             return self.list_files(cx, &parts);
         }
         let Some(transfer) = self.list.get_mut(&number) else {
-            // After a cancellation, only report that it came too late.
+            // The transfer was cancelled; if that came too late, report it.
             if let Step::Received(path) = step {
                 let path = sanitise(&path.to_string_lossy());
                 cx.notice(format!("this file was already complete: {path}"));
@@ -67,7 +67,7 @@ impl Files {
                 let done = transfer.size.min(u64::from(start) * CHUNK as u64);
                 let peer = transfer.peer.clone();
                 self.begin(cx, number, done);
-                self.job(cx, number, Job::Receive { session: key, plan, sha256, name });
+                cx.act(Action::Transfer(number, Job::Receive { session: key, plan, sha256, name }));
                 self.send(cx, number, &peer, Kind::FileAccept, &accept);
             }
             Step::Progress(bytes) => {
@@ -108,7 +108,7 @@ impl Files {
         }
     }
 
-    /// Shows one line for each tenth, where there is no bar.
+    /// Shows a line for each tenth of the file; the full screen shows a bar instead.
     fn tell_progress(&mut self, cx: &mut Cx, number: u32) {
         let Some(transfer) = self.list.get_mut(&number) else { return };
         let tenth = transfer.percent() / 10;
