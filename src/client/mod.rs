@@ -140,7 +140,7 @@ fn begin(
     let greeting = format!("logged in as {name} on {}{tls}", options.server());
     let NewKey { key, created, newest } = key;
     let session = Session::new(name, identity, key, (trust, ignored), Instant::now());
-    let session = session.on(connection.server).certified(created, newest);
+    let session = session.with_server_key(connection.server).certified(created, newest);
     let mut session = session.with_mailbox(mailbox);
     session.keep(history, earlier, notices, clock::now_ms());
     Ok((session, Reconnector::new(&options.pinned(connection.server), credentials, token), greeting))

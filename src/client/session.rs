@@ -1,9 +1,8 @@
 //! The client's state after login: events in, effects out. It has no network and no clock, and touches the disk only
-//! for its memory of others ([`store`](super::store)).
+//! through [`store`](super::store).
 //!
-//! Invariant: all state has one owner; the same events give the same effects whatever front end shows them. Each part
-//! owns its state and knows only the parts that a method gets. This file handles what concerns several parts, and
-//! `commands` handles typed lines.
+//! Invariant: each part owns its state, and a method sees only the parts that it gets; nothing depends on the front
+//! end. This file handles what concerns several parts, and `commands` handles typed lines.
 
 mod account;
 mod commands;
@@ -40,7 +39,7 @@ use crate::protocol::{
 };
 use account::{Account, PasswordChange};
 use connection::Connection;
-use contacts::{Contact, Contacts, Learned};
+use contacts::{Contacts, Learned};
 use cx::Cx;
 use files::Files;
 use incoming::Incoming;
@@ -103,8 +102,8 @@ impl Session {
         }
     }
 
-    /// Sets the key of the session's server. PROTOCOL#broadcast-server.
-    pub fn on(mut self, server: Option<Fingerprint>) -> Session {
+    /// Sets the server's key, which each broadcast names. PROTOCOL#broadcast-server.
+    pub fn with_server_key(mut self, server: Option<Fingerprint>) -> Session {
         self.cx.account.server = server;
         self
     }
@@ -128,7 +127,7 @@ impl Session {
         self.record = Record::new(kept, earlier, &self.cx.me);
     }
 
-    /// Takes the mailbox file, which is read already.
+    /// Takes the mailbox file after it was loaded; without a usable one, the session has no mailbox keys.
     pub fn with_mailbox(mut self, mailbox: MailboxFile) -> Session {
         self.cx.account.mailbox = Some(mailbox).filter(MailboxFile::is_usable);
         self
@@ -164,7 +163,7 @@ impl Session {
             Event::Silent(since) => self.connection.silent(cx, since),
             Event::Lost(why) => self.connection.lost(cx, &why),
             Event::Retry(then, refused) => self.connection.retrying(cx, then, refused),
-            Event::Resumed(after) => self.connection.is_back(cx, after, ""),
+            Event::Resumed(after) => self.connection.restored(cx, after, ""),
             Event::LoggedIn(key, after) => self.logged_in(*key, after),
             Event::Closed(why) => {
                 cx.problem(format!("connection lost: {why}"));
@@ -274,7 +273,7 @@ impl Session {
                 self.mailbox.set(cx);
             }
             ServerMessage::Error(failure) => self.failure(&failure),
-            // The link and the threads of transfers handle the last five.
+            // The first five never come in a session; the link and the transfers handle the others.
             ServerMessage::Registered
             | ServerMessage::PasswordChanged
             | ServerMessage::Challenge(_)
@@ -337,8 +336,8 @@ impl Session {
                 self.take_keys(person);
             }
         }
-        // One envelope for all recipients.
-        self.outbox.pump(&mut self.cx, &mut self.contacts, here);
+        // All at once, so that a broadcast needs one request.
+        self.outbox.send_backlogs(&mut self.cx, &mut self.contacts, here);
         for name in asked {
             self.no_keys(&name, Missed::NoAccount);
         }
@@ -362,7 +361,7 @@ impl Session {
         self.contacts.tell_awaited(&mut self.cx, name);
     }
 
-    /// `name` has no usable keys.
+    /// Handles that `name` has no usable keys.
     fn no_keys(&mut self, name: &Username, why: Missed) {
         self.outbox.give_up(&mut self.cx, &self.contacts, name, why);
         self.files.keys(&mut self.cx, name, None);
@@ -371,9 +370,9 @@ impl Session {
         self.contacts.no_keys(&mut self.cx, name, why);
     }
 
-    /// The session key of `name`, if something can be sealed for it.
+    /// The session key of `name`; `None` if it is not known, or their identity key needs a decision.
     fn session_key(&self, name: &Username) -> Option<SessionPublicKey> {
-        let contact = self.contacts.find(name).filter(|contact: &&Contact| !contact.has_changed());
+        let contact = self.contacts.find(name).filter(|contact| !contact.has_changed());
         contact.and_then(|contact| contact.session_key().cloned())
     }
 
@@ -388,7 +387,7 @@ impl Session {
         self.certify(new.created, new.newest);
         let cx = &mut self.cx;
         let lost = self.connection.lost_since();
-        self.connection.is_back(cx, after, ", in a new session: the old one has ended");
+        self.connection.restored(cx, after, ", in a new session: the old one has ended");
         self.files.interrupt(cx, |_| true, "your old session has ended");
         self.outbox.restart(cx, &self.contacts, lost);
         self.talk.close_all(cx);

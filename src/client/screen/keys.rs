@@ -75,8 +75,8 @@ impl Screen {
             }
             Key::Alt('r') => {
                 let takes = self.is_prompt();
-                let is_at_hand = |number| takes && self.session.is_at_hand(number);
-                match self.views.conversations.take_failed(is_at_hand) {
+                let can_resend = |number| takes && self.session.can_resend(number);
+                match self.views.conversations.take_failed(can_resend) {
                     Some(number) => return self.drive(Event::Resend(number)),
                     None => self.views.bell(),
                 }

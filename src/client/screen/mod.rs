@@ -281,7 +281,7 @@ impl Screen {
         let (alarm, link) = match (&self.over, session.leaving()) {
             (Some(_), _) => ("THE SESSION IS OVER: Ctrl-C leaves".into(), String::new()),
             (None, Some(leaving)) => (leaving, session.connection()),
-            (None, None) if session.is_heard() => (String::new(), session.connection()),
+            (None, None) if session.is_responsive() => (String::new(), session.connection()),
             (None, None) => (session.connection(), String::new()),
         };
         let tls = if self.options.tls { "" } else { "NO TLS" };

@@ -1,6 +1,7 @@
-//! The own account: the identity key, the session keys and their renewal within a day, and a change of the password.
+//! The user's own account: the identity key, the session keys and their renewal within a day, and a new password.
 //!
-//! Invariant: a key that others may still use opens their messages; a key that was replaced a minute ago is wiped.
+//! Invariant: a key that others may still use opens their messages; a minute after its replacement, only a transfer in
+//! progress still holds it.
 //! Specification: PROTOCOL#keys.
 
 use crate::client::store::mailbox::MailboxFile;
@@ -43,7 +44,7 @@ pub struct Account {
     former: Vec<(Arc<SessionKey>, Instant)>,
     /// The highest `created` of the own certificates, of other machines too, in milliseconds since 1970.
     newest: u64,
-    /// The mailbox keys; `None` if another client has them.
+    /// The file of the mailbox keys; `None` if it is not usable, for example because another client has it.
     pub mailbox: Option<MailboxFile>,
     /// The last change of the password.
     pub password: PasswordChange,
@@ -65,7 +66,7 @@ impl Account {
         }
     }
 
-    /// The session key that others encrypt for. A clone of the reference keeps the key in memory.
+    /// The session key that others encrypt for. It stays in memory as long as a clone of this reference.
     pub fn current(&self) -> Arc<SessionKey> {
         self.current.clone()
     }
@@ -87,7 +88,7 @@ impl Account {
         self.identity.public().fingerprint()
     }
 
-    /// Handles a refused certificate: the server has accepted one of `newest`, in milliseconds since 1970.
+    /// Handles a refused certificate: the server has accepted one made at `newest`, in milliseconds since 1970.
     pub fn learn(&mut self, newest: u64) {
         self.newest = self.newest.max(newest);
     }
@@ -105,7 +106,7 @@ impl Account {
         self.former.retain(|(_, replaced)| now.duration_since(*replaced) < FORMER_KEY_KEPT);
         let is_due = now >= self.due;
         if is_due {
-            // Try again unless it is confirmed.
+            // The next attempt, unless this one is confirmed.
             self.due = now + RENEW_AGAIN;
         }
         is_due
@@ -115,7 +116,7 @@ impl Account {
     /// `newest` before; both in milliseconds since 1970. Other users refuse a key that is not the newest, so another
     /// one is made at once. PROTOCOL#newest.
     pub fn certified(&mut self, (created, newest): (u64, u64), (now_ms, now): (u64, Instant)) {
-        // Also count a former login in this run, unless the clock was set back since then.
+        // Certificates of earlier logins of this run count too, unless the clock was set back since.
         let known = self.newest;
         let is_ahead = SessionCertificate::next_created(known, now_ms) <= known;
         let newest = if is_ahead { newest } else { newest.max(known) };

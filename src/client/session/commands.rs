@@ -11,20 +11,23 @@ use crate::crypto::envelope::{Kind, MAX_MEMBERS};
 use crate::name::Username;
 use std::collections::BTreeMap;
 
-/// The most messages that a search shows, the latest: more would not fit the screen.
+/// A search shows this many messages at most, the latest ones: users do not read more.
 const MAX_FOUND: usize = 100;
+/// `/users` names this many online users and counts the rest: about two screens of text.
+const MAX_ONLINE_NAMED: usize = 200;
 
 /// The answer to a line that goes nowhere.
 const NOWHERE: &str = "you are talking to nobody, because your last /room or /view was refused; /view returns to \
     everyone, /room NAME... talks to these users";
 
+/// The last line of `/help`.
 const ELSE: &str = "any other line goes to the current conversation; //TEXT sends /TEXT";
 
 impl Session {
     pub(super) fn line(&mut self, line: &str) {
         let was_with = self.talk.partners().cloned();
         let parsed = command::parse(line);
-        // Until the change succeeds: lines after a refused one are meant for its conversation only.
+        // A line after a refused change was meant for that conversation only: it goes nowhere.
         let leads = Destination::after(line, &parsed, |_| Destination::Nowhere);
         if leads.is_some_and(|to| to != Destination::Everyone) {
             self.talk.go_nowhere();
@@ -82,7 +85,7 @@ impl Session {
             }
             Command::Ignore(name) => self.ignore(name),
             Command::Unignore(name) => self.unignore(name),
-            Command::Notify(rings) => self.talk.notify(cx, rings),
+            Command::Notify(is_on) => self.talk.notify(cx, is_on),
             Command::Clear => cx.display(Display::Clear),
             Command::Help(topic) => self.help(topic.as_deref()),
             Command::Exit => self.leaving.begin(cx),
@@ -134,7 +137,7 @@ impl Session {
             let known = known.find(|name| name.folded() == folded);
             known.or_else(|| self.contacts.other_spelling(&typed)).unwrap_or(&typed).clone()
         };
-        // More are too many in any case; looking them up would take long.
+        // More names are refused below in any case; looking all of them up would take long.
         let named = distinct.into_iter().take(MAX_MEMBERS + 1);
         let others: Vec<Username> = named.map(spelled).filter(|name| name != me).collect();
         let problem = match others.len() {
@@ -153,7 +156,7 @@ impl Session {
         self.online.contains(name) || self.contacts.trust(name).is_some()
     }
 
-    /// Goes to a conversation without notifying anyone, if the user can have one.
+    /// Goes to a conversation with known users, without notifying them.
     fn view(&mut self, names: Vec<Username>) {
         let Some(with) = self.others(names) else { return };
         if let Some(name) = with.names().iter().find(|name| !self.is_known(name)) {
@@ -179,7 +182,7 @@ impl Session {
         }
     }
 
-    /// The partners, each with what the user should know about them. MANUAL#rooms.
+    /// The partners, each with the trust in their key, and whether they are ignored. MANUAL#rooms.
     fn members(&self, with: &Partners) -> String {
         let described = |name: &Username| {
             let ignored = if self.cx.ignored.contains(name) { "; ignored, but reads this" } else { "" };
@@ -273,7 +276,7 @@ impl Session {
 
     pub(super) fn tell_users(&mut self) {
         let mut people = vec![format!("{} (you)", self.cx.me)];
-        let others = self.online.others(&self.cx.me).take(200);
+        let others = self.online.others(&self.cx.me).take(MAX_ONLINE_NAMED);
         people.extend(others.map(|name| format!("{name} ({})", self.contacts.trust_word(name))));
         let count = self.online.count();
         let rest = count.saturating_sub(people.len());
@@ -281,8 +284,8 @@ impl Session {
         self.cx.notice(format!("{} online: {}{rest}", count.max(1), people.join(", ")));
     }
 
-    /// Lists the known absent users when it is known whether messages can wait for them. No message of the server lists
-    /// accounts.
+    /// Begins a list of the absent users that this client knows (the server lists no accounts): requests their keys,
+    /// which show whether messages can wait for them.
     fn list_absent(&mut self) {
         let (cx, online) = (&self.cx, &self.online);
         let absent = self.contacts.names().filter(|name| !online.contains(name) && **name != cx.me);
@@ -314,7 +317,7 @@ impl Session {
         let Some(name) = self.other(name) else { return };
         if self.contacts.decide(&mut self.cx, &name) {
             self.read_inbox(&name);
-            self.outbox.pump(&mut self.cx, &mut self.contacts, [name]);
+            self.outbox.send_backlogs(&mut self.cx, &mut self.contacts, [name]);
         }
     }
 

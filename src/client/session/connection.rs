@@ -30,6 +30,7 @@ pub struct Connection {
     line: Line,
     /// The reason why the last attempt to reconnect was refused.
     refused: Option<String>,
+    /// Since when the server owes an answer.
     owed: Option<Instant>,
 }
 
@@ -54,24 +55,24 @@ impl Connection {
     /// Notes that the next attempt is at `then`. Reports the reason of the last refusal once, however often it repeats.
     pub fn retrying(&mut self, cx: &mut Cx, then: Instant, refused: Option<String>) {
         self.line = Line::Lost { since: self.lost_since().unwrap_or(cx.instant), then: Some(then) };
-        if refused.is_some() && refused != self.refused {
-            cx.problem(format!("not back online yet: {}", refused.as_deref().unwrap_or_default()));
-            self.refused = refused;
+        if let Some(why) = refused.filter(|why| self.refused.as_ref() != Some(why)) {
+            cx.problem(format!("not back online yet: {why}"));
+            self.refused = Some(why);
         }
     }
 
     /// Notes that the client has reconnected, after the time `after`; `how` completes the notice.
-    pub fn is_back(&mut self, cx: &mut Cx, after: Duration, how: &str) {
+    pub fn restored(&mut self, cx: &mut Cx, after: Duration, how: &str) {
         (self.line, self.owed) = (Line::Online, None);
         cx.notice(format!("back online after {}{how}", seconds(after)));
     }
 
     /// Whether the connection works, as far as this client knows.
-    pub fn is_heard(&self) -> bool {
+    pub fn is_responsive(&self) -> bool {
         self.line == Line::Online
     }
 
-    /// The time of the loss, without a connection: nothing has left this machine since then.
+    /// When the connection was lost, if there is none now: nothing has left this machine since then.
     pub fn lost_since(&self) -> Option<Instant> {
         match self.line {
             Line::Lost { since, .. } => Some(since),
@@ -98,7 +99,7 @@ impl Connection {
     /// answer.
     pub fn describe(&self, cx: &Cx, unsettled: usize) -> String {
         let since = |then: Instant| cx.instant.saturating_duration_since(then);
-        let waits = !self.is_heard() || self.owed.is_some_and(|owed| since(owed) >= NOTICEABLE);
+        let waits = !self.is_responsive() || self.owed.is_some_and(|owed| since(owed) >= NOTICEABLE);
         let pending = match unsettled {
             count if count > 0 && waits => format!(", {count} pending"),
             _ => String::new(),

@@ -1,7 +1,7 @@
-//! The context that every part of a session gets with an event: the user's account, the clocks, and the answers.
+//! The context that every part of a session gets with an event: the user's account, the clocks, and the effects.
 //!
-//! Invariant: every line for the user goes through here; lines that others can cause are counted, and ignored users
-//! cause none.
+//! Invariant: every line for the user goes through here. Notices that others can cause are counted, and ignored users
+//! cause none, except notices about files.
 
 use super::account::Account;
 use super::event::{Action, Display, Effect, Exit};
@@ -27,15 +27,15 @@ pub struct Cx {
     pub instant: Instant,
     /// Users whose messages are not shown.
     pub ignored: Ignored,
-    /// The answers so far, in order.
+    /// The effects of the event so far, in order.
     pub effects: Vec<Effect>,
-    /// How the client ends, once that is known: nothing is handled after it.
+    /// How the client ends, once that is known. Later events change nothing.
     exit: Option<Exit>,
     notices: Notices,
 }
 
 impl Cx {
-    /// Before the first event.
+    /// The context before the first event.
     pub fn new(me: Username, account: Account, ignored: Ignored, instant: Instant) -> Cx {
         let (effects, notices) = (Vec::new(), Notices::default());
         Cx { me, account, now: 0, instant, ignored, effects, exit: None, notices }
@@ -91,7 +91,7 @@ impl Cx {
         self.tell_about(name, topic, 1, (Source::Problem, Place::Here, text));
     }
 
-    /// The same for several users at once.
+    /// Shows a problem that concerns several users or none, or counts it. Problems with the same `topic` are the same.
     pub fn problem_about_some(&mut self, topic: &str, text: String) {
         let entry = Entry::new(self.now, Source::Problem, Place::Here, text);
         self.tell(("*".into(), topic.into()), 1, entry);
@@ -147,7 +147,7 @@ impl Cx {
         }
     }
 
-    /// The answers to the event. At the end, counted notices precede the last one, which repeats all problems.
+    /// Takes the effects of the event. At the end, counted notices follow, then [`Effect::Quit`] with all problems.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         if let Some(Exit { status, waits, .. }) = self.exit {
             self.tell_counted(true);

@@ -15,7 +15,8 @@ impl Session {
     pub(super) fn leave_if_done(&mut self, before: Instant) {
         let awaits_mail = self.leaving.since().is_some_and(|since| !self.mailbox.is_settled(&self.cx, since));
         let state = (self.is_settled() && !awaits_mail, self.files.is_idle());
-        let moved = self.files.moved().max(self.connection.owed().unwrap_or(self.files.moved()));
+        let moved = self.files.moved();
+        let moved = self.connection.owed().map_or(moved, |owed| owed.max(moved));
         match self.leaving.step(&self.cx, before, state, moved) {
             Some(Step::Leave) => {
                 let unfinished = self.files.unfinished();
@@ -41,7 +42,7 @@ impl Session {
         self.cx.quit(1, false);
     }
 
-    /// Ends because the user does not wait.
+    /// Ends at once, because the user does not want to wait.
     pub(super) fn leave_now(&mut self) {
         let is_unsettled = self.tell_unsettled();
         self.cx.quit(u8::from(is_unsettled), false);
@@ -58,7 +59,7 @@ impl Session {
         !unsettled.is_empty()
     }
 
-    /// Ends jobs and lets go of files: the screen may show an ended session for hours.
+    /// Ends jobs and closes files: the screen may show an ended session for hours.
     pub(super) fn close(&mut self) {
         self.files.end(&mut self.cx);
         self.record.close();
@@ -66,7 +67,7 @@ impl Session {
         self.contacts.close(&self.cx);
     }
 
-    /// Handles an event after the end: the user can still read every conversation.
+    /// Handles an event after the end, when the user can still read every conversation.
     pub(super) fn handle_after_the_end(&mut self, event: Event) -> Vec<Effect> {
         if let Event::Switch(partners) = event {
             self.talk.go_to(&mut self.cx, partners);

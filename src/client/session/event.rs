@@ -1,6 +1,6 @@
 //! The input and output of a session: events and effects.
 //!
-//! Invariant: neither holds a clock, a socket or a thread: the same events give the same effects.
+//! Invariant: neither holds a clock, a socket or a thread, so a test can play any course of events.
 
 use crate::client::audience::Partners;
 use crate::client::entry::{Entry, Place};
@@ -25,7 +25,7 @@ pub struct NewKey {
 pub struct NotText {
     /// The mistake, for the user.
     pub problem: String,
-    /// Its text, as it seems.
+    /// The line with a replacement character for each mistake.
     pub approximation: String,
 }
 
@@ -41,9 +41,9 @@ pub enum Event {
     Server(ServerMessage),
     /// A line from the server that is not a message.
     Unreadable(DecodeError),
-    /// The server has been silent since then and does not answer a `ping`; `None` when it answers again.
+    /// The server has been silent since this time and does not answer a `ping`; `None` when it answers again.
     Silent(Option<Instant>),
-    /// The connection broke, for this reason. The link reconnects.
+    /// The connection broke for this reason. The link reconnects automatically.
     Lost(String),
     /// The time of the next attempt; why the server refused the last one, if it did.
     Retry(Instant, Option<String>),
@@ -63,7 +63,7 @@ pub enum Event {
     NewKey(Box<SessionKey>),
     /// A mailbox key was made, as [`Action::MakeMailboxKey`] asked.
     NewMailboxKey(Box<NewMailboxKey>),
-    /// Everything of [`Display::Mail`] so far is on the screen, or printed.
+    /// All messages of [`Display::Mail`] so far are on the screen, or printed.
     MailShown,
     /// A job of the transfer of this number reports.
     Transfer(u32, Step),
@@ -87,17 +87,17 @@ pub enum Effect {
 pub enum Action {
     /// Sends this to the server.
     Send(ClientMessage),
-    /// Messages sent from now on belong to the new session.
+    /// Begins a new session: later messages belong to it.
     Begin,
     /// Generates a session key, which takes up to 300 ms; [`Event::NewKey`] brings it.
     MakeSessionKey,
-    /// The same for a mailbox key and [`Event::NewMailboxKey`].
+    /// Generates a mailbox key; [`Event::NewMailboxKey`] brings it.
     MakeMailboxKey,
-    /// Lets private and room messages wait unacknowledged behind later events, or no longer.
+    /// Whether private and room messages from the server wait, unacknowledged, for mail. PROTOCOL#mail-order.
     Hold(bool),
     /// Changes the password, read from this file or prompted for. [`Event::PasswordChanged`] brings the outcome.
     ChangePassword(Option<String>),
-    /// A job for the transfer of this number.
+    /// Runs a job for the transfer of this number.
     Transfer(u32, Job),
 }
 

@@ -32,29 +32,24 @@ pub struct Leaving {
 }
 
 impl Leaving {
-    /// The user wants to leave: wait for sent messages.
+    /// Notes that the user wants to leave, after the acknowledgement of sent messages.
     pub fn begin(&mut self, cx: &Cx) {
         self.since = self.since.or(Some(cx.instant));
     }
 
-    /// The input has ended: wait for files too.
+    /// Notes the end of the input: files in progress are awaited too.
     pub fn end_of_input(&mut self, cx: &Cx) {
         self.is_patient = self.since.is_none();
         self.begin(cx);
     }
 
-    /// When the user asked to leave.
+    /// When the user asked to leave; `None` before that.
     pub fn since(&self) -> Option<Instant> {
         self.since
     }
 
-    /// Whether the user has asked to leave.
-    pub fn is_begun(&self) -> bool {
-        self.since.is_some()
-    }
-
-    /// The next step, if any. Whether everything `is_settled`, and whether no file is in progress (`is_idle`);
-    /// `moved` is the time of the last progress, `before` that of the event before this one.
+    /// The next step, if any. `is_settled`: the server owes nothing; `is_idle`: no file is in progress. The event
+    /// before this one was at `before`, the last progress at `moved`.
     pub fn step(
         &self,
         cx: &Cx,
@@ -63,7 +58,7 @@ impl Leaving {
         moved: Instant,
     ) -> Option<Step> {
         let since = self.since?;
-        // A stalled file ends by itself; its copy, or an answer, may take long.
+        // A stalled file ends automatically, but a copy of it, or the answer to an offer, may take long.
         let patience = if is_settled { FAREWELL_OF_FILES } else { FAREWELL };
         if is_settled && (is_idle || !self.is_patient) {
             Some(Step::Leave)

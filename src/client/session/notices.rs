@@ -7,7 +7,7 @@ use crate::client::entry::{Entry, Place, Source};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// A count is shown after this time, then after twice the time before, as long as it grows.
+/// The minute of the limits below. A count is shown after it, then after twice the time before, as long as it grows.
 const COUNTED: Duration = Duration::from_secs(60);
 /// The longest time between two reports of a count.
 const COUNTED_AT_MOST: Duration = Duration::from_secs(3600);
@@ -19,14 +19,14 @@ const MAX_ABOUT_ONE: u32 = 10;
 const MAX_ABOUT_SERVER: u32 = 10;
 /// Lines in a minute about users who come and go.
 const MAX_PRESENCE: u32 = 60;
-/// The number of different notices that are remembered: some 100 KiB.
+/// The most different notices that are remembered: some 100 KiB.
 const MAX_TOLD: usize = 512;
 
 /// Lines that may still be shown in the current minute.
 pub struct Allowance {
     most: u32,
     used: u32,
-    /// By user.
+    /// The lines about each user.
     used_by: BTreeMap<String, u32>,
     since: Option<Instant>,
     /// Notices that were not shown.
@@ -38,7 +38,7 @@ impl Allowance {
         Allowance { most, used: 0, used_by: BTreeMap::new(), since: None, more: 0 }
     }
 
-    /// Whether another minute begins, or the end has come, which also has room.
+    /// Begins another minute if one is over, or at the end, which also shows lines. False if it did not.
     fn renew(&mut self, now: Instant, last: bool) -> bool {
         let is_over = last || self.since.is_none_or(|since| now.duration_since(since) >= COUNTED);
         if is_over {
@@ -48,7 +48,7 @@ impl Allowance {
         is_over
     }
 
-    /// Whether `lines` may be shown now; if so, they are.
+    /// Whether this number of lines may be shown now; if so, they count as shown.
     pub fn take(&mut self, lines: usize) -> bool {
         let used = self.used.saturating_add(u32::try_from(lines).unwrap_or(u32::MAX));
         let allowed = used <= self.most;
@@ -80,12 +80,12 @@ struct Told {
 
 /// The notices that others have caused so far.
 pub struct Notices {
-    /// By user, in lower case (empty for the server), and topic.
+    /// By user, in lower case (empty for the server, `*` for no single user), and topic.
     told: BTreeMap<(String, String), Told>,
     users: Allowance,
     server: Allowance,
     pub(super) presence: Allowance,
-    /// A message of a later version was reported.
+    /// Whether a message of a later version was reported.
     pub(super) later: bool,
 }
 
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_notice_is_shown_ever_more_seldom_up_to_an_hour() {
+    fn repeated_notice_is_counted_at_doubling_intervals() {
         let (mut notices, begun) = (Notices::default(), Instant::now());
         assert!(admits(&mut notices, 1, begun));
         let shown = (1..=360).map(|n| n * 30).filter(|seconds| {

@@ -33,7 +33,7 @@ const SPREAD_FROM: usize = 16;
 /// Why a user did not get a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Missed {
-    /// No session, and no mailbox for it.
+    /// No session, and no mailbox that can keep it.
     Offline,
     /// No account.
     NoAccount,
@@ -140,7 +140,7 @@ struct Copy {
 struct Recipient {
     /// The key of the unanswered requests. Nothing is sent for another key before all are answered; otherwise
     /// messages would overtake each other.
-    flying: Option<Fingerprint>,
+    key_in_flight: Option<Fingerprint>,
     /// The key that the server last called stale, or whose session has ended.
     stale: Option<Fingerprint>,
     /// Unanswered `encrypted_send`s with this user as a target.
@@ -208,7 +208,7 @@ impl Outgoing {
         self.requested.is_some_and(|requested| lost.is_none_or(|lost| requested <= lost))
     }
 
-    /// Whether it is settled, and a recipient has not got it. A broadcast needs only one that has.
+    /// Whether it is settled and a recipient missed it; a broadcast, if nobody got it.
     fn has_failed(&self) -> bool {
         self.settled.is_some() && self.delivered < self.audience.recipients().len().max(1)
     }
@@ -218,7 +218,7 @@ impl Outgoing {
         self.kind == Kind::Message && self.audience != Audience::Everyone
     }
 
-    /// Notes the outcome of a copy. One that was lost may have arrived, whatever has become of it since.
+    /// Notes the outcome of a copy. A copy that was lost once may have arrived, so a later failure counts as a loss.
     fn settle(&mut self, name: &Username, outcome: Result<(), Missed>) {
         let Some(copy) = self.copies.get_mut(name) else { return };
         let outcome = outcome.map_err(|why| if copy.was_lost { Missed::Lost } else { why });
@@ -236,7 +236,7 @@ impl Outgoing {
         self.settled = None;
     }
 
-    /// The recipients for whom it is kept until they log in. Their key shows it, not the answer of the server.
+    /// The recipients for whom it is kept until they log in: those whose accepted copies were sealed for a mailbox key.
     fn kept(&self) -> Vec<&str> {
         let kept = self.copies.iter().filter(|(_, copy)| copy.for_mailbox && copy.outcome == Some(Ok(())));
         kept.map(|(name, _)| name.as_str()).collect()
@@ -254,11 +254,12 @@ impl Outgoing {
 }
 
 impl Outbox {
-    fn pending(&self) -> impl Iterator<Item = &Outgoing> + Clone {
+    /// Messages that are not settled yet.
+    fn pending(&self) -> impl Iterator<Item = &Outgoing> {
         self.messages.values().filter(|message| message.settled.is_none())
     }
 
-    /// Messages that are not settled yet.
+    /// The number of messages that are not settled yet.
     pub fn len(&self) -> usize {
         self.pending().count()
     }
@@ -274,7 +275,7 @@ impl Outbox {
     }
 
     /// Whether the failed message of this number can still be sent again.
-    pub fn is_at_hand(&self, number: u64) -> bool {
+    pub fn can_resend(&self, number: u64) -> bool {
         self.messages.get(&number).is_some_and(Outgoing::has_failed)
     }
 
@@ -283,17 +284,16 @@ impl Outbox {
         self.gave_up
     }
 
-    /// The user's messages that nobody has acknowledged.
-    pub fn unacknowledged(&self) -> impl Iterator<Item = &str> + Clone {
-        let messages = self.pending().filter(|message| message.kind == Kind::Message);
-        messages.map(|message| message.text.as_str())
+    /// The user's messages that are not settled yet.
+    pub fn unacknowledged(&self) -> impl Iterator<Item = &Outgoing> {
+        self.pending().filter(|message| message.kind == Kind::Message)
     }
 
-    /// The reports of messages that the server has not acknowledged, with the beginning of each. There is no connection
+    /// The reports of the user's messages that are not settled yet, with the beginning of each. There is no connection
     /// since `lost`, if that is known.
     pub fn unsettled(&self, lost: Option<Instant>) -> impl Iterator<Item = String> {
-        let of_user = self.pending().filter(|message| message.kind == Kind::Message);
-        let (left, held): (Vec<_>, Vec<_>) = of_user.partition(|message| message.may_have_left(lost));
+        let (left, held): (Vec<_>, Vec<_>) =
+            self.unacknowledged().partition(|message| message.may_have_left(lost));
         let reports = [(left, "not acknowledged and may not have arrived"), (held, "not sent")];
         reports.into_iter().filter(|(messages, _)| !messages.is_empty()).map(|(messages, fate)| {
             let texts = all_quoted(messages.iter().map(|message| message.text.as_str()));
@@ -373,12 +373,17 @@ impl Outbox {
         let doubtful: Vec<Username> =
             names.iter().filter(|name| contacts.has_changed(name)).cloned().collect();
         self.messages.insert(number, message);
-        self.pump(cx, contacts, names);
+        self.send_backlogs(cx, contacts, names);
         doubtful.iter().filter(|_| is_text).for_each(|name| contacts.reconsider(cx, name));
     }
 
     /// Sends the backlogs of users whose keys have arrived, and requests the keys of the others. PROTOCOL#broadcast.
-    pub fn pump(&mut self, cx: &mut Cx, contacts: &mut Contacts, names: impl IntoIterator<Item = Username>) {
+    pub fn send_backlogs(
+        &mut self,
+        cx: &mut Cx,
+        contacts: &mut Contacts,
+        names: impl IntoIterator<Item = Username>,
+    ) {
         let mut batches: BTreeMap<u64, Vec<Username>> = BTreeMap::new();
         let (mut keyless, mut changed, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for name in names {
@@ -391,7 +396,7 @@ impl Outbox {
                 None => keyless.push(name),
                 // Wait for the answers to requests for the former key.
                 Some(SealKey { key, .. })
-                    if recipient.in_flight > 0 && recipient.flying != Some(key.fingerprint()) => {}
+                    if recipient.in_flight > 0 && recipient.key_in_flight != Some(key.fingerprint()) => {}
                 Some(SealKey { key, is_mailbox, .. }) => {
                     let is_stale = recipient.stale == Some(key.fingerprint());
                     for number in std::mem::take(&mut recipient.backlog) {
@@ -443,7 +448,7 @@ impl Outbox {
         for (name, key) in &keys {
             let recipient = self.recipients.entry((*name).clone()).or_default();
             recipient.in_flight += 1;
-            recipient.flying = Some(key.key.fingerprint());
+            recipient.key_in_flight = Some(key.key.fingerprint());
             if let Some(copy) = message.copies.get_mut(*name) {
                 (copy.request, copy.for_mailbox) = (id, key.is_mailbox);
             }
@@ -456,7 +461,7 @@ impl Outbox {
     }
 }
 
-/// The entry that shows an own message.
+/// The entry that shows an own message in this state.
 fn own_entry(cx: &Cx, contacts: &Contacts, number: u64, message: &Outgoing, state: SendState) -> Entry {
     let source = Source::User { from: cx.me.clone(), to: message.audience.clone() };
     // Trust in a former key does not apply to the current one.
@@ -471,7 +476,7 @@ fn own_entry(cx: &Cx, contacts: &Contacts, number: u64, message: &Outgoing, stat
 fn seal(cx: &Cx, message: &mut Outgoing, to: Option<(Username, Fingerprint)>, sequence: u64) -> Sealed {
     let (recipient, recipient_key) =
         to.map_or((None, cx.account.server), |(name, key)| (Some(name), Some(key)));
-    // A common time would show which copies belong together. PROTOCOL#room-copies.
+    // A common time would show in the server's files which copies belong together. PROTOCOL#room-copies.
     let earlier = match message.audience.recipients() {
         [_, _, ..] => u64::from(u16::from_be_bytes(random())) % 1000,
         _ => 0,

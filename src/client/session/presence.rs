@@ -1,7 +1,7 @@
 //! The online users.
 //!
-//! Invariant: the server sends the complete list once in a session, and then only changes; it cannot add a user without
-//! a notice. Specification: PROTOCOL#messages.
+//! Invariant: only the first complete list of a session counts; after it, the server cannot add a user without a
+//! notice. Specification: PROTOCOL#messages.
 
 use super::cx::{Cx, MAX_NAMED};
 use crate::client::entry::{Place, Source};
@@ -10,10 +10,10 @@ use crate::protocol::Presence;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// The most online users that are remembered: a hostile server could fill the memory.
+/// The most online users that are remembered: 20 times the number that a server is made for, and some 20 MB.
 const MAX_ONLINE: usize = 200_000;
 
-/// A server that withholds the rest of a change delays the notice by at most this time.
+/// The notice of a change waits this long for the rest of it: a server that withholds the rest hides nobody for longer.
 const REST_OF_A_CHANGE: Duration = Duration::from_secs(1);
 
 /// Users that came online or left since the last report, each once.
@@ -32,7 +32,7 @@ impl Changes {
         self.joined.is_empty() && self.left.is_empty() && self.again.is_empty()
     }
 
-    fn has_joined(&mut self, name: Username) {
+    fn join(&mut self, name: Username) {
         if self.left.remove(&name) {
             self.again.insert(name)
         } else {
@@ -40,8 +40,8 @@ impl Changes {
         };
     }
 
-    fn has_left(&mut self, name: Username) {
-        // Their arrival was not reported yet.
+    fn leave(&mut self, name: Username) {
+        // A user whose arrival was not reported needs no report.
         if !self.joined.remove(&name) {
             self.again.remove(&name);
             self.left.insert(name);
@@ -104,7 +104,7 @@ impl OnlineUsers {
         }
         for name in presence.left {
             if self.names.remove(&name) && name != cx.me {
-                self.changes.has_left(name.clone());
+                self.changes.leave(name.clone());
                 left.push(name);
             }
         }
@@ -116,7 +116,7 @@ impl OnlineUsers {
                 break;
             }
             if self.names.insert(name.clone()) && name != cx.me {
-                self.changes.has_joined(name);
+                self.changes.join(name);
             }
         }
         if !self.is_complete {
@@ -130,8 +130,8 @@ impl OnlineUsers {
         (left, ends_list)
     }
 
-    /// Reports arrivals and departures, unless a change is incomplete or too many were reported; `at_once` reports them
-    /// in any case, before something is sent. PROTOCOL#notices.
+    /// Reports arrivals and departures, unless a change is incomplete or too many were reported; in any case if
+    /// `at_once`, so that the user sees all recipients before something is sent. PROTOCOL#notices.
     pub fn report(&mut self, cx: &mut Cx, at_once: bool) {
         let waits = self.changes.incomplete.is_some_and(|since| cx.instant - since < REST_OF_A_CHANGE);
         if self.changes.is_empty() || waits && !at_once {

@@ -1,7 +1,7 @@
-//! The messages that `/history` shows, which are also kept on disk if the user requests that.
+//! The messages that `/history` shows, which are also kept on disk if the user asks for it.
 //!
-//! Invariant: the number of messages and bytes is limited, whoever sends them; every shown message is recorded;
-//! messages from disk are sanitised again.
+//! Invariant: the number of messages and bytes is limited; every received message that was shown, and every own one
+//! that a recipient got, is recorded; messages from disk are sanitised again.
 
 use super::cx::Cx;
 use super::event::{Display, Effect};
@@ -12,7 +12,7 @@ use crate::client::text::{folded, mentions, sanitise_lines};
 use crate::name::Username;
 use std::collections::VecDeque;
 
-/// The text of all messages together, in bytes: 1,000 of the usual length use a tenth of it, the longest 48 KiB each.
+/// The most bytes of text: 1,000 messages of the usual length use a tenth of it, the longest has 48 KiB.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
 /// The latest messages, the oldest first. MANUAL#commands.
@@ -77,7 +77,7 @@ impl Record {
         }
     }
 
-    /// Nothing more is kept on disk: another client may use the file.
+    /// Closes the history file: another client may use it.
     pub fn close(&mut self) {
         self.kept = None;
     }
@@ -108,7 +108,7 @@ impl Record {
         }
     }
 
-    /// Erases all messages, on the screen and on disk too.
+    /// Erases all messages, here, on the screen and on disk.
     pub fn forget(&mut self, cx: &mut Cx) {
         (self.entries, self.bytes) = (VecDeque::new(), 0);
         cx.display(Display::Forget);

@@ -29,7 +29,7 @@ impl Session {
 
     /// Whether the user has asked to leave.
     pub fn is_leaving(&self) -> bool {
-        self.leaving.is_begun()
+        self.leaving.since().is_some()
     }
 
     /// Whether the session can take a typed line now.
@@ -37,8 +37,8 @@ impl Session {
         self.online.is_complete() && !self.is_leaving() && self.outbox.len() < MAX_UNSETTLED
     }
 
-    /// Whether the server has answered all requests. A message that is acknowledged already may wait for its sender's
-    /// key.
+    /// Whether nothing is in progress except files and mail: all messages and lists are settled, and no received
+    /// message waits for a key that was requested.
     pub fn is_settled(&self) -> bool {
         self.outbox.is_empty()
             && self.contacts.is_settled()
@@ -53,8 +53,8 @@ impl Session {
     }
 
     /// Whether the connection works, as far as this client knows.
-    pub fn is_heard(&self) -> bool {
-        self.connection.is_heard()
+    pub fn is_responsive(&self) -> bool {
+        self.connection.is_responsive()
     }
 
     /// The state of the connection in a few words, with the number of unsettled messages while the server does not
@@ -107,8 +107,8 @@ impl Session {
     }
 
     /// Whether the failed message of this number can still be sent again.
-    pub fn is_at_hand(&self, number: u64) -> bool {
-        self.outbox.is_at_hand(number)
+    pub fn can_resend(&self, number: u64) -> bool {
+        self.outbox.can_resend(number)
     }
 
     /// The messages that `/history` finds, the oldest first, without those of users who are ignored now.

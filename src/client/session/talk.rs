@@ -11,7 +11,7 @@ use crate::client::store::trust::Trust;
 use crate::name::Username;
 use std::collections::BTreeSet;
 
-/// The most notices about a partner who opens and leaves a room repeatedly.
+/// Notices about a partner who opens and leaves a room repeatedly: two visits, then they are counted.
 const MAX_ROOM_NOTICES: u32 = 4;
 
 /// Where a typed line goes.
@@ -84,7 +84,7 @@ impl Talk {
         }
     }
 
-    /// Typed lines go to `partners` from now on; `None` is everyone.
+    /// Makes typed lines go to `partners`; `None` is everyone.
     pub fn go_to(&mut self, cx: &mut Cx, partners: Option<Partners>) {
         self.destination = partners.clone().into();
         cx.display(Display::Enter(partners));
@@ -105,7 +105,7 @@ impl Talk {
         self.rooms.insert(partners)
     }
 
-    /// Notes that `name` was notified of the room.
+    /// Reports that `name` was notified of the room.
     pub fn opened(&self, cx: &mut Cx, name: &Username, trust: Option<Trust>) {
         let trust = match trust {
             Some(Trust::Verified) => "their key is verified".to_string(),
@@ -124,7 +124,8 @@ impl Talk {
     pub fn close_and_tell(&mut self, cx: &mut Cx, with: &Username) {
         if self.close(&with.clone().into()) {
             let text = format!(
-                "the room with {with} is closed: what you type here is sent as private messages; /room {with} opens it again"
+                "the room with {with} is closed: what you type here is sent as private messages; /room {with} opens \
+                 it again"
             );
             notice_in_room(cx, with, text);
         }
@@ -152,9 +153,9 @@ impl Talk {
     }
 
     /// Turns notifications on or off.
-    pub fn notify(&mut self, cx: &mut Cx, rings: bool) {
-        self.is_quiet = !rings;
-        let state = if rings { "on" } else { "off" };
+    pub fn notify(&mut self, cx: &mut Cx, is_on: bool) {
+        self.is_quiet = !is_on;
+        let state = if is_on { "on" } else { "off" };
         cx.notice(format!("notifications of private messages, mentions and files are {state}"));
     }
 

@@ -6,14 +6,14 @@ use super::*;
 use crate::client::audience::{Audience, Partners};
 use crate::client::entry::{Entry, Place, SendState, Source};
 use crate::client::store::trust::Trust;
-use crate::client::transfer::Job;
+use crate::client::transfer::{Job, Step};
 use crate::crypto::envelope::{Envelope, Header, Kind, MAX_TEXT, Scope, Sealed, Word};
 use crate::crypto::public::{IdentityPublicKey, WRAPPED_BYTES};
-use crate::crypto::secret::random;
-use crate::encoding::{Bytes, Fixed};
+use crate::crypto::secret::{Key, random};
+use crate::encoding::{Fixed, base64};
 use crate::protocol::{
-    EncryptedMessage, ErrorCode, Failure, Keys, Lost, MailboxCertificate, Presence, Sent, SessionCertificate,
-    UserKeys, WrappedKey,
+    EncryptedMessage, EncryptedSend, ErrorCode, Failure, Keys, Lost, MailboxCertificate, UserKeys,
+    Presence, Sent, SessionCertificate, WrappedKey,
 };
 use miniserde::json;
 use std::collections::HashMap;
@@ -29,11 +29,11 @@ struct Net {
     said: Vec<VecDeque<ClientMessage>>,
     shown: Vec<Vec<Entry>>,
     wants_key: Vec<bool>,
-    /// These have no session.
+    /// Users without a session.
     away: Vec<usize>,
-    /// The mailbox keys of those who have one.
+    /// The mailbox keys of users who have one.
     mailboxes: HashMap<usize, (SessionKey, MailboxCertificate)>,
-    /// What the server keeps, with the names of the recipients.
+    /// The messages that the server keeps, with their recipients.
     mail: Vec<(Username, EncryptedMessage)>,
     now: Instant,
     folder: std::path::PathBuf,
@@ -43,7 +43,7 @@ const NAMES: [&str; 4] = ["alice", "bob", "carol", "dave"];
 
 /// The server's answer to a new session key.
 fn granted(newest: u64) -> crate::protocol::Session {
-    crate::protocol::Session { token: crate::crypto::secret::Key::random(), expires: NOW, newest }
+    crate::protocol::Session { token: Key::random(), expires: NOW, newest }
 }
 
 /// A login that begins a new session.
@@ -61,7 +61,7 @@ impl Net {
         Net::with_records("", 2)
     }
 
-    /// All start with this `known_users`.
+    /// `count` users who start with the same `known_users` file.
     fn with_records(records: &str, count: usize) -> Net {
         let id: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("session-{id}"));
@@ -95,12 +95,10 @@ impl Net {
             net.identities.push(identity);
             net.keys.push(key);
         }
-        // A message that is sealed again must be new to them.
+        // Otherwise, a message that is sealed again would be marked.
         net.sessions.iter_mut().for_each(|session| session.incoming.began = Some(NOW - 3_600_000));
         for n in 0..count {
-            let joined = (0..count).map(name).collect();
-            let presence = Presence { more: false, full: true, joined, left: Vec::new() };
-            net.event(n, Event::Server(ServerMessage::Presence(presence)));
+            net.list(n, (0..count).map(name).collect());
         }
         net
     }
@@ -116,12 +114,39 @@ impl Net {
         }
     }
 
+    fn server(&mut self, n: usize, message: ServerMessage) {
+        self.event(n, Event::Server(message));
+    }
+
+    /// The server sends `n` the first list of online users.
+    fn list(&mut self, n: usize, joined: Vec<Username>) {
+        self.server(
+            n,
+            ServerMessage::Presence(Presence { more: false, full: true, joined, left: Vec::new() }),
+        );
+    }
+
+    /// The next message from `n` to the server, which must be an `encrypted_send`.
+    fn next_send(&mut self, n: usize) -> Box<EncryptedSend> {
+        match self.said[n].pop_front() {
+            Some(ClientMessage::EncryptedSend(send)) => send,
+            _ => panic!("nothing was sent"),
+        }
+    }
+
     /// How the first client ends by this event, if it does.
     fn exit(&mut self, event: Event) -> Option<Exit> {
         match self.sessions[0].handle(event, NOW, self.now).pop() {
             Some(Effect::Quit(exit)) => Some(exit),
             _ => None,
         }
+    }
+
+    /// The lines of progress that this event shows to the first client.
+    fn progress(&mut self, event: Event) -> Vec<String> {
+        let text =
+            |effect| if let Effect::Show(Display::Progress(text)) = effect { Some(text) } else { None };
+        self.sessions[0].handle(event, NOW, self.now).into_iter().filter_map(text).collect()
     }
 
     fn type_in(&mut self, n: usize, line: &str) {
@@ -140,12 +165,12 @@ impl Net {
                     let session = if is_away { None } else { Some(&self.keys[n]) };
                     let keys = UserKeys::new(who, self.identities[n].clone(), session);
                     match self.mailboxes.get(&n).filter(|_| is_away) {
-                        Some((_, mailbox)) => with_mailbox(keys, mailbox),
+                        Some((_, mailbox)) => keys.with_mailbox(mailbox),
                         None => keys,
                     }
                 });
                 let keys = Keys { keys: keys.collect(), unknown };
-                self.event(n, Event::Server(ServerMessage::Keys(keys)));
+                self.server(n, ServerMessage::Keys(keys));
             }
             ClientMessage::EncryptedSend(send) => {
                 let mut sent = Sent { id: send.routing.id, ..Sent::default() };
@@ -171,14 +196,14 @@ impl Net {
                         self.mail.push((to.clone(), message));
                     } else {
                         sent.delivered.push(to.clone());
-                        self.event(other, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
+                        self.server(other, ServerMessage::EncryptedMessage(Box::new(message)));
                     }
                 }
-                self.event(n, Event::Server(ServerMessage::Sent(sent)));
+                self.server(n, ServerMessage::Sent(sent));
             }
             ClientMessage::Renew(fields) => {
                 let newest = std::mem::replace(&mut self.keys[n], *fields).created;
-                self.event(n, Event::Server(ServerMessage::Session(granted(newest))));
+                self.server(n, ServerMessage::Session(granted(newest)));
             }
             _ => {}
         }
@@ -250,7 +275,7 @@ fn stale_key_that_stays_is_abandoned_and_reported() {
             let (id, stale) = (send.routing.id, send.routing.targets.clone());
             net.said[0].pop_front();
             let sent = Sent { id, stale, ..Sent::default() };
-            net.event(0, Event::Server(ServerMessage::Sent(sent)));
+            net.server(0, ServerMessage::Sent(sent));
         } else if !net.step(0) {
             break;
         }
@@ -269,15 +294,15 @@ fn text_reported_delivered_and_stale_is_shown_once() {
         while matches!(net.said[0].front(), Some(ClientMessage::KeysRequest(_))) {
             net.step(0);
         }
-        let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("not sent") };
+        let send = net.next_send(0);
         let (id, stale) = (send.routing.id, send.routing.targets.clone());
         let key = send.routing.keys.get(&name(1)).expect("wrapped").clone();
         let message = EncryptedMessage { envelope: send.envelope, key };
-        net.event(1, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
+        net.server(1, ServerMessage::EncryptedMessage(Box::new(message)));
         // Show the sender another key each time.
         net.renew(1);
         let sent = Sent { id, stale, ..Sent::default() };
-        net.event(0, Event::Server(ServerMessage::Sent(sent)));
+        net.server(0, ServerMessage::Sent(sent));
     }
     net.settle();
     assert_eq!(net.lines(1), ["<alice -> bob> one"]);
@@ -308,7 +333,7 @@ fn message_with_an_unknown_id_is_marked_unless_it_is_new() {
 
 /// PROTOCOL#life.
 #[test]
-fn silence_ends_no_session_and_restarts_at_each_answer() {
+fn owed_time_restarts_at_each_answer_and_ends_no_session() {
     let mut net = Net::new();
     let now = net.now;
     assert_eq!(net.sessions[0].owed(), None);
@@ -336,27 +361,17 @@ fn silence_ends_no_session_and_restarts_at_each_answer() {
 }
 
 #[test]
-fn silence_shows_in_the_status_until_an_answer_or_the_end() {
+fn status_shows_silence_until_an_answer_or_a_loss() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     let since = net.now;
     net.now += Duration::from_secs(12);
-    let told = |net: &mut Net, event| -> Vec<String> {
-        let effects = net.sessions[0].handle(event, NOW, net.now);
-        effects
-            .into_iter()
-            .filter_map(|effect| match effect {
-                Effect::Show(Display::Progress(text)) => Some(text),
-                _ => None,
-            })
-            .collect()
-    };
-    assert_eq!(told(&mut net, Event::Silent(Some(since))), ["no answer from the server for 12 seconds"]);
+    assert_eq!(net.progress(Event::Silent(Some(since))), ["no answer from the server for 12 seconds"]);
     assert_eq!(net.sessions[0].connection(), "no answer for 12 s, 1 pending");
     net.now += Duration::from_secs(1);
     net.event(0, Event::Tick);
     assert_eq!(net.sessions[0].connection(), "no answer for 13 s, 1 pending");
-    assert_eq!(told(&mut net, Event::Silent(None)), ["the server answers again"]);
+    assert_eq!(net.progress(Event::Silent(None)), ["the server answers again"]);
     assert_eq!(net.sessions[0].connection(), "online, 1 pending");
     net.event(0, Event::Silent(Some(since)));
     net.event(0, Event::Lost("no answer".into()));
@@ -391,7 +406,7 @@ fn exit_waits_for_the_key_of_a_message_that_has_arrived() {
     assert_eq!(net.exit(Event::Line("/exit".into())), None);
     net.settle();
     assert_eq!(net.lines(0), ["<bob -> alice> hello"]);
-    // A changed key holds nobody up.
+    // A message under a changed key does not delay the exit.
     let mut net = Net::with_swapped_bob();
     net.bob_sends(Kind::Message, Scope::Private, 1, NOW, b"unread");
     assert!(net.exit(Event::Line("/exit".into())).is_some());
@@ -416,7 +431,7 @@ fn ended_session_releases_everything_and_reports_no_more() {
     }
 }
 
-/// What follows a refused `/room` or `/view` was meant for somebody.
+/// A line after a refused `/room` or `/view` was meant for that conversation only.
 #[test]
 fn line_after_a_refused_change_of_conversation_goes_nowhere() {
     for refused in [
@@ -456,7 +471,7 @@ fn line_after_a_refused_change_of_conversation_goes_nowhere() {
             net.shown[0].clear();
         }
     }
-    // A line that is not text may have been such a command, too.
+    // A line that is not text may have been such a command.
     for (line, is_sent) in [("/room b\u{fffd}la", false), ("caf\u{fffd}", true)] {
         let mut net = Net::new();
         net.event(0, Event::NotText(NotText { problem: "not UTF-8".into(), approximation: line.into() }));
@@ -464,7 +479,7 @@ fn line_after_a_refused_change_of_conversation_goes_nowhere() {
         net.settle();
         assert_eq!(net.lines(1).iter().any(|line| line.contains("a secret")), is_sent, "{line}");
     }
-    // Another command says nothing of where the next line goes.
+    // Another refused command does not change where lines go.
     let mut net = Net::new();
     net.type_in(0, "/hlep");
     net.type_in(0, "/msg bob");
@@ -500,15 +515,11 @@ fn message_typed_without_a_connection_is_reported_as_not_sent() {
 }
 
 #[test]
-fn exit_reports_once_what_it_waits_for() {
+fn exit_reports_once_why_it_waits() {
     let mut net = Net::new();
     let mut said = |after: u64, event| -> Vec<String> {
         net.now += Duration::from_millis(after);
-        let effects = net.sessions[0].handle(event, NOW, net.now);
-        effects
-            .into_iter()
-            .filter_map(|e| if let Effect::Show(Display::Progress(text)) = e { Some(text) } else { None })
-            .collect()
+        net.progress(event)
     };
     for text in ["/msg bob one", "/msg bob two", "/quit"] {
         assert!(said(0, Event::Line(text.into())).is_empty());
@@ -534,16 +545,15 @@ fn session_key_renews_daily_and_former_opens_for_a_minute() {
     net.type_in(1, "/msg alice zero");
     // Sealed for the former key, delivered after the renewal.
     let former = net.sessions[1].cx.account.current().fingerprint();
-    let under_way = net.said[0].pop_front();
+    let send = net.next_send(0);
     net.renew(1);
     assert!(
         net.sessions[1].cx.account.session_keys().any(|key| key.fingerprint() == former)
             && net.sessions[1].cx.account.current().fingerprint() != former
     );
-    let Some(ClientMessage::EncryptedSend(send)) = under_way else { panic!("a message was in flight") };
     let key = send.routing.keys.get(&send.routing.targets[0]).expect("wrapped").clone();
     let message = EncryptedMessage { envelope: send.envelope.clone(), key };
-    net.event(1, Event::Server(ServerMessage::EncryptedMessage(Box::new(message))));
+    net.server(1, ServerMessage::EncryptedMessage(Box::new(message)));
     net.settle();
     assert!(net.lines(1).iter().any(|line| line == "<alice -> bob> one"), "{:?}", net.lines(1));
     net.now += Duration::from_secs(61);
@@ -573,7 +583,7 @@ impl Net {
     fn change(&mut self, joined: &[usize], left: &[usize]) {
         let [joined, left] = [joined, left].map(|who| who.iter().map(|n| name(*n)).collect());
         let presence = Presence { more: false, full: false, joined, left };
-        self.event(0, Event::Server(ServerMessage::Presence(presence)));
+        self.server(0, ServerMessage::Presence(presence));
     }
 
     /// Alice has met the true bob; then the server has swapped his keys, and her next message was refused.
@@ -624,8 +634,8 @@ fn refused_message_fails_and_later_ones_are_sent() {
     net.type_in(0, "/msg bob one");
     net.step(0);
     net.type_in(0, "/msg bob two");
-    for text in ["one", "two"] {
-        let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("{text}") };
+    for _ in ["one", "two"] {
+        let send = net.next_send(0);
         let failure = Failure { id: Some(send.routing.id), ..Failure::new(ErrorCode::Malformed, "no") };
         net.server(0, ServerMessage::Error(failure));
     }
@@ -645,7 +655,7 @@ fn broadcast_that_only_some_received_is_reported_so() {
     let mut net = Net::with_records("", 3);
     net.type_in(0, "hello");
     net.step(0);
-    let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("not sent") };
+    let send = net.next_send(0);
     let sent =
         Sent { id: send.routing.id, delivered: vec![name(1)], stale: vec![name(2)], ..Sent::default() };
     net.server(0, ServerMessage::Sent(sent));
@@ -665,10 +675,9 @@ fn message_is_pending_then_taken_or_failed_and_resent_once() {
     assert_eq!(states(&mut net), [(1, SendState::Taken)]);
     // Bob is offline when the server reads the next message.
     net.type_in(0, "/msg bob two");
-    let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("it was sent") };
-    let offline = send.routing.targets.clone();
-    let sent = Sent { id: send.routing.id, offline, ..Sent::default() };
-    net.event(0, Event::Server(ServerMessage::Sent(sent)));
+    let send = net.next_send(0);
+    let sent = Sent { id: send.routing.id, offline: send.routing.targets, ..Sent::default() };
+    net.server(0, ServerMessage::Sent(sent));
     let why = SendState::Failed("bob is offline: your message was not delivered".into());
     let last = net.shown[0].iter().next_back().expect("it failed");
     assert_eq!(last.line(), "! bob is offline: your message was not delivered (\"two\")");
@@ -687,7 +696,7 @@ impl Net {
     /// The server reports to `n` that a message may not have arrived.
     fn lose(&mut self, n: usize, id: u64, who: &str) {
         let name = who.parse().expect("name");
-        self.event(n, Event::Server(ServerMessage::Lost(Lost { id, name })));
+        self.server(n, ServerMessage::Lost(Lost { id, name }));
     }
 
     /// The numbers and reasons of messages of `n` that have failed since the last call.
@@ -702,7 +711,7 @@ impl Net {
 
 /// PROTOCOL#lost.
 #[test]
-fn lost_message_without_another_key_has_failed() {
+fn lost_message_fails_without_another_key() {
     let mut net = Net::new();
     ["/msg bob one", "to everyone", "/msg bob two"].iter().for_each(|line| net.type_in(0, line));
     net.settle();
@@ -810,7 +819,7 @@ fn unsendable_message_is_kept_for_another_try() {
     for n in 0..64 {
         net.type_in(0, &format!("{n}"));
     }
-    let at_hand: Vec<u64> = (0..200).filter(|number| net.sessions[0].is_at_hand(*number)).collect();
+    let at_hand: Vec<u64> = (0..200).filter(|number| net.sessions[0].can_resend(*number)).collect();
     assert_eq!(at_hand.len(), 64, "a bounded number of them");
     net.bob_joins();
     net.event(0, Event::Resend(at_hand[63]));
@@ -884,10 +893,9 @@ fn room_whose_partner_was_not_notified_can_be_reopened() {
     net.bob_leaves();
     net.type_in(0, "/room bob");
     net.step(0);
-    let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("it was tried") };
-    let offline = send.routing.targets.clone();
-    let sent = Sent { id: send.routing.id, offline, ..Sent::default() };
-    net.event(0, Event::Server(ServerMessage::Sent(sent)));
+    let send = net.next_send(0);
+    let sent = Sent { id: send.routing.id, offline: send.routing.targets, ..Sent::default() };
+    net.server(0, ServerMessage::Sent(sent));
     net.bob_joins();
     net.type_in(0, "/room bob");
     net.settle();
@@ -913,43 +921,31 @@ fn nothing_overtakes_an_unanswered_message() {
 }
 
 #[test]
-fn time_passes_even_in_a_busy_room() {
+fn renewal_is_due_without_a_tick() {
     let mut net = Net::new();
     net.now += Duration::from_secs(23 * 3600);
-    net.event(1, Event::Server(ServerMessage::Pong));
+    net.server(1, ServerMessage::Pong);
     assert!(net.wants_key[1], "a new key is due, whatever happens meanwhile");
     net.wants_key[1] = false;
     net.now += Duration::from_secs(599);
-    net.event(1, Event::Server(ServerMessage::Pong));
+    net.server(1, ServerMessage::Pong);
     assert!(!net.wants_key[1]);
     net.now += Duration::from_secs(2);
-    net.event(1, Event::Server(ServerMessage::Pong));
+    net.server(1, ServerMessage::Pong);
     assert!(net.wants_key[1], "an attempt that was never confirmed is made again");
 }
 
 #[test]
 fn repeated_presence_list_is_reported_and_adds_nobody() {
     let mut net = Net::new();
-    let joined = vec![name(0), name(1), "phantom".parse().expect("name")];
-    let presence = Presence { more: false, full: true, joined, left: Vec::new() };
-    net.event(0, Event::Server(ServerMessage::Presence(presence)));
+    net.list(0, vec![name(0), name(1), "phantom".parse().expect("name")]);
     assert!(net.lines(0)[0].contains("unexpected message"), "{:?}", net.lines(0));
     assert_eq!(net.sessions[0].online(), 2);
 }
 
 impl Net {
-    fn server(&mut self, n: usize, message: ServerMessage) {
-        self.event(n, Event::Server(message));
-    }
-
     fn failure(text: String) -> ServerMessage {
-        ServerMessage::Error(Failure {
-            code: "odd".into(),
-            message: text,
-            id: None,
-            retry_after: None,
-            newest: None,
-        })
+        ServerMessage::Error(Failure { code: "odd".into(), ..Failure::new(ErrorCode::Malformed, text) })
     }
 
     /// Delivers a message of bob's with this header to alice.
@@ -1029,7 +1025,7 @@ fn expired_certificate_is_reported_once_then_counted() {
 
 /// PROTOCOL#notices.
 #[test]
-fn server_cannot_print_a_line_for_each_line_it_sends() {
+fn flood_from_the_server_shows_few_lines() {
     let mut net = Net::new();
     net.shown[0].clear();
     let names = |n: u64, kind: &str| -> Vec<Username> {
@@ -1071,7 +1067,7 @@ fn counted_notices_are_shown_at_the_end() {
 
 /// PROTOCOL#later-versions.
 #[test]
-fn later_versions_are_reported_once_and_counted_like_others() {
+fn envelopes_of_later_versions_are_counted_and_reported_once() {
     let mut net = Net::new();
     let word = |text: &str| Word::new(text).expect("short");
     let scopes = [
@@ -1139,6 +1135,16 @@ fn sample_from(from: &str) -> ServerMessage {
     ServerMessage::EncryptedMessage(Box::new(message))
 }
 
+/// The records of this number of verified users.
+fn verified(count: usize) -> String {
+    let key = base64(&[7; 32]);
+    let record = |n: usize| {
+        let subject = format!("\"server\":\"server-0\",\"name\":\"u{n:03}\",\"identity\":\"{key}\"");
+        format!("{{{subject},\"verified\":true,\"decided\":true}}\n")
+    };
+    (0..count).map(record).collect()
+}
+
 #[test]
 fn users_whom_a_server_invents_are_limited() {
     let mut net = Net::new();
@@ -1151,15 +1157,8 @@ fn users_whom_a_server_invents_are_limited() {
 
 #[test]
 fn key_of_a_stranger_beyond_the_limit_is_refused() {
-    let key = crate::encoding::base64(&[7; 32]);
-    let record = |n: usize| {
-        format!(
-            "{{\"server\":\"server-0\",\"name\":\"u{n}\",\"identity\":\"{key}\",\"verified\":true,\"decided\":true}}\n"
-        )
-    };
-    for (records, is_room) in [(49_999, true), (50_000, false)] {
-        let records: String = (0..records).map(record).collect();
-        let mut net = Net::with_records(&records, 2);
+    for (count, is_room) in [(49_999, true), (50_000, false)] {
+        let mut net = Net::with_records(&verified(count), 2);
         net.type_in(0, "/msg bob one");
         net.settle();
         assert_eq!(net.lines(1).len(), usize::from(is_room), "{:#?}", net.shown[0]);
@@ -1277,7 +1276,7 @@ fn presence_change_in_several_lines_is_one_notice() {
     assert_eq!(net.count("is online") + net.count("come online"), 0);
     net.server(0, ServerMessage::Presence(change(false, names(4096..4097))));
     assert_eq!(net.count("* 4097 users have come online; 4099 are online now"), 1, "{:?}", net.shown[0]);
-    // An incomplete change hides nobody: before the user sends anything, it is reported.
+    // An incomplete change is reported before the user sends anything, so it hides nobody.
     net.server(0, ServerMessage::Presence(change(true, names(5000..5001))));
     net.type_in(0, "/help");
     assert_eq!(net.count("user-5000 is online"), 1);
@@ -1324,8 +1323,7 @@ fn refused_renewal_reports_the_newest_certificate() {
     let mut renewed = |newest: Option<u64>| {
         net.event(0, Event::NewKey(Box::new(SessionKey::generate())));
         let Some(ClientMessage::Renew(fields)) = net.said[0].pop_back() else { panic!("not renewed") };
-        let (code, message) = ("bad_key".into(), "too old".into());
-        let failure = Failure { code, message, id: None, retry_after: None, newest };
+        let failure = Failure { newest, ..Failure::new(ErrorCode::BadKey, "too old") };
         net.server(0, ServerMessage::Error(failure));
         fields.created
     };
@@ -1448,16 +1446,16 @@ fn failed_messages_remain_available_until_resent() {
     for text in ["one", "two"] {
         net.type_in(0, text);
     }
-    assert!(net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(2) && !net.sessions[0].is_at_hand(3));
+    assert!(net.sessions[0].can_resend(1) && net.sessions[0].can_resend(2) && !net.sessions[0].can_resend(3));
     let failed = |net: &mut Net| net.failed(0).iter().map(|(number, _)| *number).collect::<Vec<_>>();
     assert_eq!(failed(&mut net), [1, 2]);
     net.event(0, Event::Resend(1));
     assert_eq!(failed(&mut net), [1], "it has failed once more");
-    assert!(net.sessions[0].is_at_hand(1));
+    assert!(net.sessions[0].can_resend(1));
     net.bob_joins();
     net.event(0, Event::Resend(1));
     net.settle();
-    assert!(!net.sessions[0].is_at_hand(1) && net.sessions[0].is_at_hand(2));
+    assert!(!net.sessions[0].can_resend(1) && net.sessions[0].can_resend(2));
 }
 
 #[test]
@@ -1544,13 +1542,13 @@ fn exit_waits_for_the_answer_to_files() {
         effects.iter().any(|effect| matches!(effect, Effect::Quit(_)))
     };
     assert!(!quits(Event::Line("/exit".into())));
-    assert!(quits(Event::Transfer(0, crate::client::transfer::Step::Parts(Vec::new()))));
+    assert!(quits(Event::Transfer(0, Step::Parts(Vec::new()))));
 }
 
 fn offer(id: u8) -> Vec<u8> {
     let offer = files::messages::Offer {
         transfer: Fixed([id; 16]),
-        key: crate::crypto::secret::Key::random(),
+        key: Key::random(),
         name: "a.txt".into(),
         size: 1,
         sha256: Fixed([0; 32]),
@@ -1646,7 +1644,7 @@ impl Net {
 
 /// PROTOCOL#members, PROTOCOL#typed-members.
 #[test]
-fn room_is_the_same_from_every_side_and_nobody_else_sees_it() {
+fn room_is_one_view_for_all_members_and_nobody_else() {
     let mut net = group();
     net.type_in(0, "from alice");
     net.type_in(1, "/room carol ALICE");
@@ -1702,7 +1700,7 @@ fn each_member_gets_a_copy_with_its_own_id_and_sequence() {
 
 /// PROTOCOL#room-copies.
 #[test]
-fn copies_have_times_of_their_own_within_a_second() {
+fn room_copies_differ_in_time_within_a_second() {
     let mut net = group();
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..4 {
@@ -1731,7 +1729,7 @@ fn resending_reaches_only_members_who_missed_it() {
     net.settle();
     let partly = SendState::Partly("1 of 2: carol is offline".into());
     assert_eq!(net.states(0), [SendState::UnderWay, partly.clone()]);
-    assert!(net.sessions[0].is_at_hand(2) && !net.sessions[0].is_at_hand(1));
+    assert!(net.sessions[0].can_resend(2) && !net.sessions[0].can_resend(1));
     net.event(0, Event::Resend(2));
     net.settle();
     assert_eq!(net.states(0), [SendState::UnderWay, partly]);
@@ -1739,12 +1737,12 @@ fn resending_reaches_only_members_who_missed_it() {
     net.event(0, Event::Resend(2));
     net.settle();
     assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
-    assert!(!net.sessions[0].is_at_hand(2));
+    assert!(!net.sessions[0].can_resend(2));
     let line = "<alice -> bob, carol> one";
     let times = |n: usize| net.lines(n).iter().filter(|shown| *shown == line).count();
     assert_eq!((times(1), times(2)), (1, 1));
     assert_eq!(net.sessions[0].history().filter(|entry| entry.text == "one").count(), 1);
-    // Nobody gets it: it has failed as a whole.
+    // A message that no member got has failed.
     net.away = vec![1, 2];
     net.type_in(0, "two");
     net.settle();
@@ -1773,13 +1771,13 @@ fn lost_copies_are_reported_by_name_one_after_the_other() {
     net.event(0, Event::Resend(1));
     net.settle();
     assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
-    // They had it: their clients show it once.
+    // Both had received it: their clients show it once.
     assert_eq!([1, 2].map(|n| net.lines(n).len()), [1, 1]);
 }
 
 /// PROTOCOL#room-copies, PROTOCOL#stale.
 #[test]
-fn member_with_a_changed_key_gets_nothing_and_the_others_do() {
+fn changed_key_excludes_only_its_member_from_a_room() {
     let mut net = group();
     net.type_in(0, "one");
     net.settle();
@@ -1791,7 +1789,7 @@ fn member_with_a_changed_key_gets_nothing_and_the_others_do() {
     let partly = || SendState::Partly("1 of 2: the key of bob has changed".into());
     assert_eq!(net.states(0).last(), Some(&partly()));
     assert_eq!(net.lines(2), ["<alice -> bob, carol> one", "<alice -> bob, carol> two"]);
-    // Known before it is typed.
+    // The change is known before the next message is typed.
     net.type_in(0, "three");
     assert!(net.count("THE IDENTITY KEY OF bob HAS CHANGED") == 1);
     net.settle();
@@ -1828,7 +1826,7 @@ fn members_and_trust_are_shown_before_anything_is_sent() {
     let sent = |message: &ClientMessage| matches!(message, ClientMessage::EncryptedSend(_));
     assert!(net.shown[3].iter().any(|entry| entry.text.starts_with("the room of bob (new), carol (new)")));
     assert!(!net.said[3].iter().any(sent), "the keys come first");
-    // What is typed where no room is open goes to nobody.
+    // Without an open room, a typed line goes to nobody.
     net.sessions[0].talk.close(&Partners::new([name(1), name(2)]).expect("two"));
     net.type_in(0, "a secret");
     assert_eq!(net.count("\"a secret\" was not sent"), 1);
@@ -1844,9 +1842,7 @@ fn larger_room_notifies_nobody_and_outlives_sessions() {
     assert!(net.shown[1].iter().all(|entry| !entry.text.contains("room")), "{:#?}", net.shown[1]);
     net.bob_returns();
     net.event(0, new_login());
-    let joined = (0..4).map(name).collect();
-    let presence = Presence { more: false, full: true, joined, left: Vec::new() };
-    net.event(0, Event::Server(ServerMessage::Presence(presence)));
+    net.list(0, (0..4).map(name).collect());
     net.type_in(0, "one");
     net.settle();
     assert_eq!(net.lines(1), ["<alice -> bob, carol> one"]);
@@ -1879,14 +1875,9 @@ fn typed_members_are_folded_and_limited() {
 
 /// PROTOCOL#check-members.
 #[test]
-fn list_with_a_double_of_a_known_name_is_refused() {
+fn member_list_with_a_twin_of_a_known_name_is_refused() {
     let mut net = Net::new();
-    let carol = || "carol".parse::<Username>().expect("name");
-    let joined = vec![carol()];
-    net.event(
-        0,
-        Event::Server(ServerMessage::Presence(Presence { more: false, full: false, joined, left: vec![] })),
-    );
+    net.change(&[2], &[]);
     let mut say = |names: [&str; 3], sequence: u64| {
         let to = Audience::Room(Partners::new(names.map(|name| name.parse().expect("name"))).expect("some"));
         let plaintext = to.plaintext(&name(1), "hello");
@@ -1896,19 +1887,10 @@ fn list_with_a_double_of_a_known_name_is_refused() {
     let refused = "Carol in its list of members differs from a known name only in letter case";
     assert!(say(["alice", "Carol", "dave"], 1).ends_with(refused));
     assert_eq!(say(["alice", "carol", "dave"], 1), "<bob -> alice, carol, dave> hello");
-    // One whose key is remembered counts when it is offline, too.
-    let spki = net.identities[1].clone();
-    let keys = UserKeys {
-        name: carol(),
-        identity: Bytes(spki),
-        session_key: None,
-        mailbox_key: None,
-        created: None,
-        certificate: None,
-    };
+    // So does an offline user whose key is remembered.
+    let keys = UserKeys::new(name(2), net.identities[1].clone(), None);
     net.sessions[0].take_keys(&keys);
-    let presence = Presence { more: false, full: false, joined: vec![], left: vec![carol()] };
-    net.event(0, Event::Server(ServerMessage::Presence(presence)));
+    net.change(&[], &[2]);
     let to = Audience::Room(
         Partners::new(["Carol", "alice"].map(|name| name.parse().expect("name"))).expect("some"),
     );
@@ -1929,14 +1911,8 @@ fn room_text_longer_than_the_limit_is_refused() {
     }
 }
 
-fn with_mailbox(keys: UserKeys, mailbox: &MailboxCertificate) -> UserKeys {
-    let MailboxCertificate { mailbox_key, created, certificate } = mailbox.clone();
-    let (created, certificate) = (Some(created), Some(certificate));
-    UserKeys { mailbox_key: Some(mailbox_key), created, certificate, ..keys }
-}
-
 impl Net {
-    /// Bob and others, of whom these are absent and have mailboxes.
+    /// `count` users, of whom `away` are absent and have mailboxes.
     fn with_absent(count: usize, away: &[usize]) -> Net {
         let mut net = Net::with_records("", count);
         for n in away {
@@ -1945,23 +1921,23 @@ impl Net {
         net
     }
 
-    /// `n` ends their session, with a new mailbox key.
+    /// `n` leaves a new mailbox key and ends their session.
     fn leaves(&mut self, n: usize) {
         let created = NOW + self.mailboxes.get(&n).map_or(0, |(_, former)| former.created - NOW + 1);
         let key = SessionKey::generate();
         let certificate = self.sessions[n].cx.account.identity.certify_mailbox(&name(n), &key, created);
         self.mailboxes.insert(n, (key, certificate));
-        self.is_gone(n);
+        self.ends_session(n);
     }
 
     /// `n` ends their session.
-    fn is_gone(&mut self, n: usize) {
+    fn ends_session(&mut self, n: usize) {
         self.away.push(n);
         self.change(&[], &[n]);
     }
 
-    /// `n` is back, with a new session key.
-    fn is_back(&mut self, n: usize) {
+    /// `n` logs in again, with a new session key.
+    fn returns(&mut self, n: usize) {
         self.away.retain(|away| *away != n);
         self.event(n, Event::NewKey(Box::new(SessionKey::generate())));
         while self.step(n) {}
@@ -2002,18 +1978,18 @@ fn numbers_of_a_mailbox_continue_after_a_session() {
     }
     net.settle();
     assert_eq!(net.states(0), [SendState::UnderWay, SendState::UnderWay, kept("bob"), kept("bob")]);
-    net.is_back(1);
+    net.returns(1);
     net.type_in(0, "/msg bob three");
     net.settle();
     assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
     assert_eq!(net.lines(1), ["<alice -> bob> three"]);
     // Absent again with the same mailbox key, because the client could not replace it.
-    net.is_gone(1);
+    net.ends_session(1);
     net.type_in(0, "/msg bob four");
     net.settle();
     assert_eq!(net.mail_for(1), numbered(&[(1, "one"), (2, "two"), (3, "four")]));
     // A later mailbox key is another conversation.
-    net.is_back(1);
+    net.returns(1);
     net.leaves(1);
     net.type_in(0, "/msg bob five");
     net.settle();
@@ -2027,7 +2003,7 @@ fn mailbox_key_is_forgotten_when_its_owner_is_back() {
     let mut net = Net::with_absent(2, &[1]);
     net.type_in(0, "/msg bob one");
     net.settle();
-    net.is_back(1);
+    net.returns(1);
     net.type_in(0, "/msg bob two");
     assert!(matches!(net.said[0].front(), Some(ClientMessage::KeysRequest(_))), "the session key");
     net.settle();
@@ -2076,19 +2052,19 @@ fn only_messages_are_sealed_for_a_mailbox_key() {
 
 /// PROTOCOL#room-copies, PROTOCOL#mail-sender.
 #[test]
-fn every_member_of_a_room_is_accounted_for_by_name() {
+fn outcome_names_each_member_of_a_room() {
     let mut net = Net::with_absent(4, &[2]);
     net.type_in(0, "/room bob carol dave");
     net.type_in(0, "one");
     net.settle();
     assert_eq!(net.states(0)[1..], [kept("carol")]);
     assert_eq!(net.mail_for(2)[0].1, "\u{4}\u{5}alice\u{3}bob\u{5}carol\u{4}daveone");
-    net.is_gone(3);
+    net.ends_session(3);
     net.type_in(0, "two");
     net.settle();
     let partly = "1 of 3: dave is offline; kept for carol until they log in";
     assert_eq!(net.states(0)[1..], [SendState::Partly(partly.into())]);
-    // What is sent again goes to those who missed it.
+    // A repeated message goes only to members who missed it.
     net.leaves(3);
     net.event(0, Event::Resend(2));
     net.settle();
@@ -2104,13 +2080,13 @@ fn answer_that_contradicts_the_key_is_never_shown_as_sent() {
         let mut net = Net::with_absent(2, if is_away { &[1] } else { &[] });
         net.type_in(0, "/msg bob one");
         net.step(0);
-        let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("not sent") };
+        let send = net.next_send(0);
         let (id, names) = (send.routing.id, send.routing.targets);
         let sent = match is_away {
             true => Sent { id, delivered: names, ..Sent::default() },
             false => Sent { id, kept: names, ..Sent::default() },
         };
-        net.event(0, Event::Server(ServerMessage::Sent(sent)));
+        net.server(0, ServerMessage::Sent(sent));
         net.settle();
         let why =
             "\"one\" may not have arrived: the server's answer contradicts the key of bob that was used";
@@ -2125,9 +2101,9 @@ fn busy_mailbox_is_reported_as_full() {
     let mut net = Net::with_absent(2, &[1]);
     net.type_in(0, "/msg bob one");
     net.step(0);
-    let Some(ClientMessage::EncryptedSend(send)) = net.said[0].pop_front() else { panic!("not sent") };
+    let send = net.next_send(0);
     let sent = Sent { id: send.routing.id, busy: send.routing.targets, ..Sent::default() };
-    net.event(0, Event::Server(ServerMessage::Sent(sent)));
+    net.server(0, ServerMessage::Sent(sent));
     let why = "bob's mailbox is full: your message was not delivered";
     assert_eq!(net.states(0)[1..], [SendState::Failed(why.into())]);
 }
@@ -2155,7 +2131,7 @@ fn lost_messages_go_to_the_mailbox_in_their_order() {
     assert_eq!(net.mail.iter().map(is_again).collect::<Vec<_>>(), [true, true, true, false]);
     let said: Vec<_> = net.sessions[0].history().map(|entry| entry.text.clone()).collect();
     assert_eq!(said, ["one", "to everyone", "two", "three", "four", "five"]);
-    // One that was kept is not lost with a session.
+    // A kept message is not lost with a session.
     net.lose(0, 9, "bob");
     assert_eq!((net.count("may not have arrived"), net.said[0].len()), (1, 0), "{:#?}", net.shown[0]);
 }
@@ -2167,10 +2143,10 @@ fn lost_message_of_a_user_who_is_back_is_shown_once() {
     net.type_in(0, "one");
     net.settle();
     net.states(0);
-    // Bob has shown it, and his client was killed before it said so.
+    // Bob has seen it, and his client was killed before the acknowledgement.
     net.away.push(1);
     net.lose(0, 1, "bob");
-    net.is_back(1);
+    net.returns(1);
     net.settle();
     assert_eq!(net.states(0), [SendState::Taken]);
     assert_eq!([1, 2].map(|n| net.lines(n).len()), [1, 1]);
@@ -2179,7 +2155,7 @@ fn lost_message_of_a_user_who_is_back_is_shown_once() {
 
 /// PROTOCOL#lost, PROTOCOL#stale.
 #[test]
-fn message_that_is_lost_again_and_again_is_abandoned() {
+fn message_is_abandoned_after_four_losses() {
     let mut net = Net::new();
     net.type_in(0, "/msg bob one");
     net.settle();
@@ -2188,23 +2164,23 @@ fn message_that_is_lost_again_and_again_is_abandoned() {
         net.lose(0, id, "bob");
         net.renew(1);
         net.settle();
-        sealed += usize::from(net.failed(0).is_empty() && !net.sessions[0].is_at_hand(1));
+        sealed += usize::from(net.failed(0).is_empty() && !net.sessions[0].can_resend(1));
     }
     assert_eq!(sealed, 4);
-    assert!(net.sessions[0].is_at_hand(1), "the user can send it again");
+    assert!(net.sessions[0].can_resend(1), "the user can send it again");
     assert_eq!(net.lines(1), ["<alice -> bob> one"]);
 }
 
 /// MANUAL#absent-users, PROTOCOL#ask-keys.
 #[test]
-fn users_all_lists_who_is_absent_and_for_whom_mail_waits() {
+fn users_all_lists_absent_users_and_their_mailboxes() {
     let mut net = Net::with_records("", 4);
     net.type_in(0, "/users all");
     assert_eq!(net.count("* you know no absent users"), 1);
     net.type_in(0, "to everyone");
     net.settle();
     net.leaves(1);
-    net.is_gone(2);
+    net.ends_session(2);
     net.type_in(0, "/users all");
     assert!(!net.sessions[0].is_settled() && net.count("absent: ") == 0, "the keys come first");
     net.settle();
@@ -2224,14 +2200,7 @@ fn users_all_lists_who_is_absent_and_for_whom_mail_waits() {
 /// MANUAL#absent-users, PROTOCOL#ask-keys.
 #[test]
 fn long_list_of_absent_users_costs_few_requests() {
-    let record = |n: usize| {
-        let key = crate::encoding::base64(&[7; 32]);
-        format!(
-            "{{\"server\":\"server-0\",\"name\":\"u{n:03}\",\"identity\":\"{key}\",\"verified\":true,\"decided\":true}}\n"
-        )
-    };
-    let records: String = (0..300).map(record).collect();
-    let mut net = Net::with_records(&records, 2);
+    let mut net = Net::with_records(&verified(300), 2);
     net.type_in(0, "/users all");
     let mut asked = Vec::new();
     while let Some(message) = net.said[0].front() {

@@ -18,14 +18,15 @@ use crate::protocol::{Lost, Sent};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// A message that meets a stale key or is lost this often is abandoned: an honest server does not do that.
-/// PROTOCOL#stale.
+/// A message whose key was stale, or that was lost, is sealed again this many times at most: an honest server needs
+/// fewer. PROTOCOL#stale.
 const MAX_TRIES: u32 = 3;
 /// The number of failed messages that can be sent again: more than a user goes back to.
 const MAX_FAILED: usize = 64;
-/// Private and room messages that are kept after their delivery, in case the server reports them as lost.
+/// The number of delivered private and room messages that are kept, in case the server reports them as lost. A client
+/// acknowledges every 32nd frame, so they cover eight busy recipients.
 const MAX_DELIVERED: usize = 256;
-/// The time for which they are kept: the grace period of a session, and some minutes more.
+/// The time for which they are kept: the grace period of a session (60 s), and some minutes more.
 const KEEP_DELIVERED: Duration = Duration::from_secs(5 * 60);
 
 impl Outbox {
@@ -59,7 +60,7 @@ impl Outbox {
             };
             self.conclude(contacts, number, name, outcome);
         }
-        self.pump(cx, contacts, names);
+        self.send_backlogs(cx, contacts, names);
         self.finish(cx, contacts, number);
     }
 
@@ -77,13 +78,13 @@ impl Outbox {
             return cx.problem_about(&lost.name, "lost", text.replace("{}", lost.name.as_str()));
         };
         if overtook {
-            // The session ended so soon that this message overtook the answer.
+            // The answer to the request has not arrived yet, and handles the loss.
             self.lost.insert(lost.id);
             return;
         }
         message.reopen(&lost.name);
         self.conclude(contacts, number, &lost.name, Err(Missed::Lost));
-        self.pump(cx, contacts, [lost.name.clone()]);
+        self.send_backlogs(cx, contacts, [lost.name.clone()]);
         self.finish(cx, contacts, number);
     }
 
@@ -109,7 +110,7 @@ impl Outbox {
             copy.tries += 1;
             if copy.tries <= MAX_TRIES {
                 let recipient = self.recipient(name);
-                recipient.stale = recipient.flying.take().or(recipient.stale);
+                recipient.stale = recipient.key_in_flight.take().or(recipient.stale);
                 recipient.backlog.insert(number);
                 return;
             }
@@ -117,7 +118,7 @@ impl Outbox {
         self.settle(number, name, outcome);
     }
 
-    /// Forgets delivered messages when their time is over.
+    /// Forgets messages that were delivered some time ago.
     pub fn tick(&mut self, cx: &Cx) {
         let is_over = |since| cx.instant.duration_since(since) >= KEEP_DELIVERED;
         self.messages.retain(|_, message| message.has_failed() || !message.settled.is_some_and(is_over));
@@ -135,7 +136,7 @@ impl Outbox {
             recipient.in_flight = recipient.in_flight.saturating_sub(1);
             self.settle(number, name, Err(Missed::Failed));
         }
-        self.pump(cx, contacts, names);
+        self.send_backlogs(cx, contacts, names);
         self.finish(cx, contacts, number);
     }
 
@@ -206,7 +207,7 @@ impl Outbox {
         }
     }
 
-    /// Shows who gets a private or room message, and keeps it: it may be sent again, or reported as lost.
+    /// Shows who got a private or room message, and keeps it: it may be sent again, or reported as lost.
     fn report_direct(&mut self, cx: &mut Cx, contacts: &Contacts, number: u64, message: Outgoing) {
         let (kept, count) = (message.kept(), message.copies.len());
         let delivered = message.delivered - kept.len();
@@ -249,7 +250,7 @@ impl Outbox {
         }
     }
 
-    /// Fails a message that no recipient gets.
+    /// Fails a message that no recipient got.
     pub(super) fn unsent(
         &mut self,
         cx: &mut Cx,
@@ -296,7 +297,7 @@ impl Outbox {
         self.restart_numbers();
         for recipient in self.recipients.values_mut() {
             recipient.backlog.clear();
-            (recipient.flying, recipient.in_flight) = (None, 0);
+            (recipient.key_in_flight, recipient.in_flight) = (None, 0);
         }
         // Rooms of two and transfers have ended with the session, and the server reports no loss in another one.
         let is_kept = |message: &Outgoing| match message.settled {
@@ -332,7 +333,7 @@ impl Outbox {
     /// Sends a failed message again to the recipients that have not got it: with the same ids, because they may have
     /// got it, and with the same number, because it is the same message for the user.
     pub fn send_again(&mut self, cx: &mut Cx, contacts: &mut Contacts, online: &OnlineUsers, number: u64) {
-        let known = if self.is_at_hand(number) { self.messages.remove(&number) } else { None };
+        let known = if self.can_resend(number) { self.messages.remove(&number) } else { None };
         let Some(mut message) = known else {
             return cx.problem("that message is no longer available: type it again");
         };
