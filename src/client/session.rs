@@ -145,7 +145,7 @@ impl Session {
         self.incoming.tick(cx);
         self.outbox.tick(cx);
         self.mailbox.begin(cx);
-        self.online.report(cx, matches!(event, Event::Line(_)));
+        self.online.report(cx, matches!(event, Event::Line(_) | Event::Resend(_)));
         match event {
             Event::Line(line) => self.line(&line),
             Event::Switch(partners) => self.go_to(partners),

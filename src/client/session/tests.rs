@@ -1284,6 +1284,9 @@ fn presence_change_in_several_lines_is_one_notice() {
     net.now += Duration::from_secs(1);
     net.event(0, Event::Tick);
     assert_eq!(net.count("user-5001 is online"), 1);
+    net.server(0, ServerMessage::Presence(change(true, names(5002..5003))));
+    net.event(0, Event::Resend(1));
+    assert_eq!(net.count("user-5002 is online"), 1);
 }
 
 /// PROTOCOL#newest.
