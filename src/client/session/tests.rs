@@ -1548,6 +1548,23 @@ fn exit_waits_for_the_answer_to_files() {
     assert!(quits(Event::Transfer(0, Step::Parts(Vec::new()))));
 }
 
+#[test]
+fn files_lists_a_confirmed_file_as_complete() {
+    let mut net = Net::new();
+    let mut step = |n: usize, line: &str, step: Step| {
+        net.type_in(n, line);
+        net.event(n, Event::Transfer(1, step));
+        net.settle();
+    };
+    step(0, "/sendfile bob a.txt", Step::Hashed { name: "a.txt".into(), size: 1, sha256: [0; 32] });
+    step(1, "/acceptfile", Step::Found { start: 1 });
+    step(1, "", Step::Received("a.txt".into()));
+    assert_eq!(net.count("* bob has received \"a.txt\" (1 B)"), 1, "{:#?}", net.shown[0]);
+    net.type_in(0, "/files");
+    net.event(0, Event::Transfer(0, Step::Parts(Vec::new())));
+    assert_eq!(net.count("* #1 \"a.txt\" (1 B) to bob: complete, a copy is being made"), 1);
+}
+
 fn offer(id: u8) -> Vec<u8> {
     let offer = files::messages::Offer {
         transfer: Fixed([id; 16]),

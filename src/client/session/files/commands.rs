@@ -154,7 +154,8 @@ impl Files {
                     State::Offered => format!("is offered: /acceptfile {number} or /rejectfile {number}"),
                     State::Looking | State::AwaitingKey(..) => "starting".into(),
                     State::Moving(_) => format!("{} %, {}", transfer.percent(), transfer.pace(cx.instant)),
-                    State::Confirming | State::Copying => "sent, waiting for confirmation".into(),
+                    State::Confirming => "sent, waiting for confirmation".into(),
+                    State::Copying => "complete, a copy is being made".into(),
                 };
                 match transfer.state {
                     State::Hashing(_) => {
