@@ -11,11 +11,11 @@ use crate::client::store::trust::Trust;
 use crate::client::terminal::editor::Editor;
 use std::collections::VecDeque;
 
-/// Entries kept in one view: more than anybody reads again.
+/// Entries kept in one view: more than a user reads again.
 const MAX_ENTRIES: usize = 2000;
-/// Bytes of text in all views together; the longest message has 48 KiB.
+/// Bytes of text in all views together: over 100 of the longest messages (32 KiB, each byte shown as U+FFFD).
 const MAX_BYTES: usize = 16 * 1024 * 1024;
-/// The most views: more partners than anybody has, few enough for a linear search.
+/// The most views: more partners than a user follows, and few enough for a linear search.
 const MAX_VIEWS: usize = 50;
 /// The text on the rule where reading stopped.
 const NEW: &str = "new";
@@ -88,7 +88,7 @@ impl Conversation {
     }
 }
 
-/// Its bytes of text, and of the names in a room of several. A rule, which may be removed at any time, has none.
+/// The bytes of an entry's text, and of the names in a room of several. A rule has none: it may be removed at any time.
 fn weight(entry: &Entry) -> usize {
     let names = match &entry.source {
         Source::Rule => return 0,
@@ -116,7 +116,7 @@ struct Closed {
     unread: usize,
     /// The notice as it is shown.
     text: String,
-    /// The latest closed view, which is not reported yet, and its unread messages.
+    /// The views that are not reported yet, each with its number of unread messages.
     latest: Vec<(Partners, usize)>,
 }
 
@@ -228,7 +228,7 @@ impl Conversations {
             self.append(self.current, entry.clone(), day);
         }
         self.append(view, entry, day);
-        self.tell_closed(day);
+        self.report_closed(day);
     }
 
     /// Adds messages that waited while the user was away, and below them in each view a rule with their number.
@@ -264,7 +264,7 @@ impl Conversations {
     }
 
     /// Reports the closed views in one line, which is updated as long as nothing else is shown below it.
-    fn tell_closed(&mut self, day: &dyn Fn(u64) -> String) {
+    fn report_closed(&mut self, day: &dyn Fn(u64) -> String) {
         let closed = std::mem::take(&mut self.closed.latest);
         let (Some((with, _)), Some(time)) = (closed.last(), self.views.iter().filter_map(last_time).max())
         else {
@@ -284,7 +284,8 @@ impl Conversations {
             if unread == 1 { "message" } else { "messages" },
         );
         self.closed.text = format!(
-            "{views} {were} closed to make room, the last one of {with}, with {unread} unread {messages}: /history shows them"
+            "{views} {were} closed to make room, the last one of {with}, with {unread} unread {messages}: \
+             /history shows them"
         );
         let text = self.closed.text.clone();
         self.append(self.current, Entry::new(time, Source::Problem, Place::Here, text), day);
@@ -617,14 +618,15 @@ mod tests {
             Entry { place: Place::With(name("answered").into()), ..own(1, SendState::UnderWay, "hi") };
         take(&mut views, received("answered", "precious"));
         take(&mut views, answered);
-        let count = |views: &Conversations| {
-            let told = |entry: &&Entry| entry.source == Source::Problem;
-            views.current().entries.iter().filter(told).map(|entry| entry.text.clone()).collect::<Vec<_>>()
+        let reports = |views: &Conversations| {
+            let is_report = |entry: &&Entry| entry.source == Source::Problem;
+            let reports = views.current().entries.iter().filter(is_report);
+            reports.map(|entry| entry.text.clone()).collect::<Vec<_>>()
         };
         for n in 0..46 {
             take(&mut views, known(&format!("stranger{n}"), Trust::New));
         }
-        assert!(count(&views).is_empty());
+        assert!(reports(&views).is_empty());
         // A stranger without unread messages goes before one with some.
         views.enter(Some(name("stranger7").into()));
         views.enter(None);
@@ -634,15 +636,13 @@ mod tests {
             if n == 46 {
                 let first =
                     "1 view was closed to make room, the last one of stranger7, with 0 unread messages";
-                assert!(count(&views)[0].starts_with(first), "{:?}", count(&views));
+                assert!(reports(&views)[0].starts_with(first), "{:?}", reports(&views));
             }
         }
-        let told = count(&views);
+        let told = reports(&views);
         assert_eq!(told.len(), 1, "one line, updated");
-        assert!(
-            told[0].starts_with("954 views were closed to make room, the last one of stranger953, with 953"),
-            "{told:?}"
-        );
+        let text = "954 views were closed to make room, the last one of stranger953, with 953";
+        assert!(told[0].starts_with(text), "{told:?}");
         for friend in ["verified", "known", "answered"] {
             let view =
                 views.all().iter().find(|view| view.with == Some(name(friend).into())).expect("still there");
@@ -651,7 +651,7 @@ mod tests {
         // When something else is shown below it, a new notice begins.
         take(&mut views, notice(Place::Here, "something else"));
         take(&mut views, received("another", "hi"));
-        assert!(count(&views)[1].starts_with("1 view was closed"), "{:?}", count(&views));
+        assert!(reports(&views)[1].starts_with("1 view was closed"), "{:?}", reports(&views));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::name::Username;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Lines typed ahead of the server: the user sees long before that none is sent.
+/// The most lines typed ahead of the server: the user sees long before that none is sent.
 const MAX_AHEAD: usize = 100;
 /// After Escape that had no other effect, a digit within this time is Alt and the digit: for keyboards without Alt.
 const DIGIT_WAIT: Duration = Duration::from_secs(1);
@@ -39,13 +39,13 @@ impl Screen {
                 self.views.conversations.current().editor.text().chars().chain(typed).collect();
             matches!(command::parse(&line), Ok(Command::Password(None)))
         };
-        let asks = self.views.asking.is_some() || !self.pastes.go_on() && is_question();
+        let asks = self.views.asking.is_some() || !self.pastes.may_continue() && is_question();
         let mut keys = if asks { keys } else { self.pastes.join(keys) };
         keys.drain(..).find_map(|key| self.key(key))
     }
 
     /// Handles a key.
-    pub fn key(&mut self, key: Key) -> Option<Exit> {
+    fn key(&mut self, key: Key) -> Option<Exit> {
         let escaped = self.escaped.take().is_some_and(|escaped| escaped.elapsed() < DIGIT_WAIT);
         let view = self.views.conversations.current();
         let is_idle = self.views.asking.is_none() && view.scroll == 0 && view.editor.is_empty();
@@ -152,7 +152,7 @@ impl Screen {
         None
     }
 
-    /// Gives the terminal to the user's editor. The session goes on meanwhile.
+    /// Gives the terminal to the user's editor. The session continues meanwhile.
     fn compose(&mut self, start: String) {
         let editor = match compose::editor() {
             _ if self.session.is_leaving() => return self.views.bell(),
@@ -167,7 +167,7 @@ impl Screen {
         self.views.screen.want(|wanted| wanted.program = Some(Box::new(program)));
     }
 
-    /// Puts what the editor has left into the line: the user sees where it will go, and sends it.
+    /// Puts the text from the user's editor into the line: the user sees where it will go, and sends it.
     pub fn take_composed(&mut self) {
         let Ok(composed) = self.composed.1.try_recv() else { return };
         match composed {
@@ -183,8 +183,7 @@ impl Screen {
     /// Handles Escape and then a character, which arrived together: a slash must not be lost, or a command becomes a
     /// message.
     fn after_escape(&mut self, c: char) -> Option<Exit> {
-        let end = self.edit(Key::Escape);
-        if end.is_some() { end } else { self.edit(Key::Char(c)) }
+        self.edit(Key::Escape).or_else(|| self.edit(Key::Char(c)))
     }
 
     /// Handles a key for the password dialog.

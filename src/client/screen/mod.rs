@@ -34,13 +34,13 @@ use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::{Duration, Instant};
 use view::{Status, Tab};
 
-/// Events that are handled at once: few, so that a key never waits behind much.
+/// The most events handled before the keys again: few, so that a key does not wait long.
 const EVENTS: usize = 8;
 /// The screen is drawn at most 60 times a second, except after a key.
 const FRAME: Duration = Duration::from_millis(17);
 /// The bell rings at most this often for other users: they choose how often they write.
 const RING: Duration = Duration::from_secs(1);
-/// The session gets the time at least this often: seconds on the screen are right.
+/// The session gets the time at least this often, so that seconds on the screen are right.
 const TICK: Duration = Duration::from_secs(1);
 const MOUSE_TAKEN: &str = "the mouse wheel now scrolls; hold Shift to select text";
 const MOUSE_LEFT: &str = "the mouse now selects text; PgUp and PgDn scroll";
@@ -56,9 +56,9 @@ struct Screen {
     /// When Escape was the last key and had no effect.
     escaped: Option<Instant>,
     pastes: Pastes,
-    /// The text that the user's editor has left, or why there is none.
+    /// The text from the user's editor, or why there is none.
     composed: (Arc<dyn Fn(Composed) + Send + Sync>, Receiver<Composed>),
-    /// The session has ended by itself: the reason and all conversations stay to be read until the user leaves.
+    /// Set when the session has ended by itself: the reason and all conversations stay visible until the user leaves.
     over: Option<Exit>,
 }
 
@@ -72,9 +72,9 @@ struct Views {
     rang: Option<Instant>,
     /// The dialog for a new password: what is typed is not a line, and not shown.
     asking: Option<PasswordDialog>,
-    /// Whether mail is in no frame yet.
+    /// Whether new mail is in no frame yet.
     undrawn_mail: bool,
-    /// Tells that the frame with the latest mail is on the terminal.
+    /// Gets a message when the frame with the latest mail is on the terminal.
     drawing_mail: Option<Receiver<()>>,
 }
 
@@ -146,12 +146,15 @@ impl Screen {
             "/help lists all commands, /exit leaves".into(),
         ];
         if !charset::is_complete() {
-            texts.push("your locale is not UTF-8, so characters outside ASCII are shown as ?; start with LANG=C.UTF-8 to see them".into());
+            let text = "your locale is not UTF-8, so characters outside ASCII are shown as ?; \
+                        start with LANG=C.UTF-8 to see them";
+            texts.push(text.into());
         }
         texts.into_iter().for_each(|text| self.views.notice(text));
     }
 
-    /// Draws all changes together, at most once a frame; only those of a key at once.
+    /// Handles everything that arrives until the client ends. Draws after a key or a signal at once, and other changes
+    /// together, at most once every [`FRAME`].
     fn serve(&mut self, inputs: &mut Inputs) -> Exit {
         self.draw();
         // Mail is requested before anything arrives.
@@ -216,24 +219,22 @@ impl Screen {
             // The next line is often the right password, which must not become a message.
             self.views.asking.get_or_insert_with(|| PasswordDialog::new(CHANGE));
         }
-        let exit = self.drive(event);
-        if exit.is_some() {
+        if let exit @ Some(_) = self.drive(event) {
             return exit;
         }
-        // A line typed after a command is meant for where it leads.
+        // A line typed after a command belongs to the view that the command opens.
         let before = self.views.conversations.current().with.clone();
         let exit = self.take_lines();
         self.views.conversations.carry(&before);
         exit
     }
 
-    /// Hands on the waiting lines that the session takes.
+    /// Passes waiting lines to the session as long as it takes them.
     fn take_lines(&mut self) -> Option<Exit> {
         while self.over.is_none()
             && let Some(line) = self.lines.next(&self.session)
         {
-            let exit = self.drive(line);
-            if exit.is_some() {
+            if let exit @ Some(_) = self.drive(line) {
                 return exit;
             }
         }
@@ -245,7 +246,7 @@ impl Screen {
         if self.session.is_leaving() {
             return Some(exit);
         }
-        // The user did not ask for the end: the rest of a line being typed would go to the shell.
+        // The user did not request the end: after an exit, the rest of a line being typed would go to the shell.
         self.backend.end();
         (self.over, self.views.asking) = (Some(exit), None);
         self.views.notice("the session is over: Ctrl-C leaves".into());

@@ -9,7 +9,7 @@ use crate::crypto::secret::Password;
 use std::mem::{replace, take};
 use zeroize::Zeroizing;
 
-/// The longest password, in bytes: longer than any. Reserved at once, because a growing buffer leaves copies behind.
+/// The longest password, in bytes: longer than any in use. Reserved at once, because a growing buffer leaves copies.
 const MAX_PASSWORD: usize = 1024;
 
 /// Labels of questions, in order. The one before [`REPEAT`] asks for a new password, all others for an existing one.

@@ -38,7 +38,7 @@ impl<'a> Prompter<'a> {
         write(&rows.map(|row| row + "\r\n").collect::<String>())
     }
 
-    /// Drops what is typed from now on until the next question, which nobody has seen yet. Ctrl-C ends the client.
+    /// Drops what is typed until the next question, which the user has not seen yet. Ctrl-C ends the client.
     pub fn busy(&mut self) {
         self.inputs.taken_by(Taker::Nobody);
     }
@@ -70,7 +70,7 @@ impl<'a> Prompter<'a> {
         Ok(answer)
     }
 
-    /// Asks for a password and shows nothing of it: the last answer; `None` if the user backed out.
+    /// Asks these questions, shows no answer, and returns the last one; `None` if the user backed out.
     ///
     /// # Errors
     /// As [`line`](Self::line).

@@ -101,7 +101,7 @@ fn head(entry: &Entry) -> (Row, Style) {
         )
     };
     let mark = entry.trust.map_or("", Trust::mark);
-    // Beside the partner's name.
+    // The mark belongs to the partner: the author of a received message, or the recipient of an own one.
     let (theirs, own) = if entry.sending.is_none() { (mark, "") } else { ("", mark) };
     let mark = span(theirs, if entry.trust == Some(Trust::Verified) { kind(VERIFIED) } else { DIM });
     match &entry.source {

@@ -60,8 +60,8 @@ fn ask_name(prompter: &mut Prompter<'_>, register: bool) -> io::Result<Option<Us
     }
 }
 
-/// Takes the password from `file` until it turns out to be wrong, then asks until one is right: the menu would show a
-/// password that is typed next.
+/// Takes the password from `file` until it turns out to be wrong, then asks until one is right: a user who types the
+/// next password must not be back at the menu, which shows what is typed.
 fn with_name(
     options: &Options,
     file: &mut Option<PathBuf>,

@@ -69,7 +69,7 @@ pub struct Screen<'a> {
 
 /// How messages are protected.
 const ENCRYPTION: &str = "end-to-end encrypted";
-/// The most rows of progress bars; a small screen has fewer.
+/// The most rows of progress bars, so that messages keep most of the screen; a small screen has fewer.
 const MAX_BARS: usize = 4;
 /// The columns that the names of the current view keep, however little room there is.
 const MIN_TAB: usize = 24;
@@ -321,7 +321,7 @@ mod tests {
         let [status, row] = input(80, &[typed("one\ntwo"), Key::AltEnter]);
         assert_eq!(row, "bob> one⏎two⏎");
         assert!(status.starts_with(" room with bob"));
-        let question = " 2 lines pasted: Enter sends one message, Esc removes it";
+        let question = " 2 lines pasted: Enter sends them as one message, Esc removes them";
         assert_eq!(input(80, &[typed("one\ntwo"), Key::Enter]), [question, "bob> one⏎two"]);
         let hint = "/sendfile NAME PATH  offer a file; it is sent when NAME accepts";
         assert_eq!(input(90, &[typed("/sendfile ")])[1], format!("bob> /sendfile   {hint}"));

@@ -1,7 +1,8 @@
 //! The line being typed.
 //!
-//! Invariant: only a message may have line breaks; a line that was not sent can be restored, whatever key was pressed;
-//! and nothing in a paste is a key. `Line` limits the text itself. The keys are those of readline's emacs mode.
+//! Invariant: only a message may have line breaks; a half-typed line survives recalling, searching, discarding and the
+//! sending of another line; and nothing in a paste is a key. `Line` limits the text itself. The keys are those of
+//! readline's emacs mode.
 
 use super::input::Key;
 use super::line::{Line, in_word, one_line_end};
@@ -11,7 +12,7 @@ use std::mem::take;
 
 pub use super::line::MAX_LINE;
 
-/// The most submitted lines that Up restores: more than anybody steps through.
+/// The most submitted lines that Up restores: more than a user steps through.
 const MAX_HISTORY: usize = 200;
 
 /// The effect of a key.
@@ -59,8 +60,8 @@ pub struct Editor {
     history: VecDeque<String>,
     /// The number of steps back in the history; 0 is the line being typed.
     back: usize,
-    /// Edited history lines, by their number of steps back.
-    left: BTreeMap<usize, Line>,
+    /// The half-typed line and edited history lines, by their number of steps back, until a line is submitted.
+    edited: BTreeMap<usize, Line>,
     search: Option<Search>,
     cycle: Option<Cycle>,
     /// Whether the user was asked to confirm a paste.
@@ -124,7 +125,7 @@ impl Editor {
     pub fn question(&self) -> Option<String> {
         let paste = self.line.pastes.last().filter(|_| self.asked)?;
         let lines = 1 + self.text()[paste.clone()].matches('\n').count();
-        Some(format!("{lines} lines pasted: Enter sends one message, Esc removes it"))
+        Some(format!("{lines} lines pasted: Enter sends them as one message, Esc removes them"))
     }
 
     /// The further candidates for Tab; `None` without any.
@@ -230,15 +231,15 @@ impl Editor {
             return Some(self.text());
         }
         let typed = || self.history.get(back.checked_sub(1)?);
-        self.left.get(&back).map(|line| &line.text).or_else(typed).map(String::as_str)
+        self.edited.get(&back).map(|line| &line.text).or_else(typed).map(String::as_str)
     }
 
     /// Goes this number of steps back; beyond the oldest, nothing happens.
     fn recall(&mut self, back: usize) {
         let Some(text) = self.at(back).filter(|_| back != self.back) else { return };
         let new = Line { text: text.into(), cursor: text.len(), pastes: Vec::new() };
-        let new = self.left.remove(&back).unwrap_or(new);
-        self.left.insert(self.back, std::mem::replace(&mut self.line, new));
+        let new = self.edited.remove(&back).unwrap_or(new);
+        self.edited.insert(self.back, std::mem::replace(&mut self.line, new));
         self.back = back;
     }
 
@@ -294,9 +295,9 @@ impl Editor {
 
     /// Adds the line to the history and restores the half-typed line.
     fn submit(&mut self) -> String {
-        let draft = self.left.remove(&0).unwrap_or_default();
+        let draft = self.edited.remove(&0).unwrap_or_default();
         let text = std::mem::replace(&mut self.line, draft).text;
-        self.left.clear();
+        self.edited.clear();
         self.back = 0;
         if !text.is_empty() && self.history.front() != Some(&text) {
             self.history.push_front(text.clone());
@@ -311,9 +312,7 @@ mod tests {
     use super::*;
 
     fn typed(text: &str) -> Editor {
-        let mut editor = Editor::for_messages();
-        text.chars().for_each(|c| drop(editor.key(&Key::Char(c))));
-        editor
+        with_history(&[], text)
     }
 
     /// The text after these keys, with `|` at the cursor.
@@ -486,7 +485,7 @@ mod tests {
         editor
     }
 
-    /// The visible text after each key.
+    /// The label and the visible text after these keys.
     fn seen(editor: &mut Editor, keys: &[Key]) -> String {
         keys.iter().for_each(|key| drop(editor.key(key)));
         editor.label().unwrap_or_default() + editor.visible(80).0
@@ -571,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn enter_submits_and_up_brings_back() {
+    fn up_and_down_recall_submitted_lines() {
         let mut editor = typed("first");
         assert_eq!(editor.key(&Key::Enter), Outcome::Submitted("first".into()));
         assert!(editor.is_empty());

@@ -18,12 +18,13 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 use termion::{clear, color, cursor, style};
 
-/// Time for the terminal to accept its former state at the end: it may have been paused with Ctrl-S.
+/// The longest wait for a terminal that accepts no output at the end: the user may have paused it with Ctrl-S.
 const FAREWELL: Duration = Duration::from_secs(30);
-/// The same, if the user does not wait.
+/// The same for an end that nothing may delay, such as after a signal: short enough to seem immediate.
 const HURRIED_FAREWELL: Duration = Duration::from_millis(500);
-/// A link (OSC 8): its target follows, or nothing to end it; then the end of the sequence.
+/// Begins a link (OSC 8): the target and [`ST`] follow. An empty target ends the link.
 const LINK: &str = "\x1b]8;;";
+/// Ends a control string (ECMA-48, 5.6).
 const ST: &str = "\x1b\\";
 /// A request for the cursor's position (DSR 6), which the terminal answers (CPR).
 const ASK_POSITION: &str = "\x1b[6n";
@@ -45,7 +46,7 @@ struct Shared {
     changed: Condvar,
 }
 
-/// Another program, run while it has the terminal; the argument says why it could not get it.
+/// Runs another program, which has the terminal meanwhile; the argument tells why it could not get it.
 pub type Program = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// The next things to write.
@@ -53,7 +54,7 @@ pub type Program = Box<dyn FnOnce(io::Result<()>) + Send>;
 pub struct Wanted {
     /// The next frame.
     pub frame: Option<Frame>,
-    /// Gets a signal when the next frame is written.
+    /// Gets a message when the next frame is written.
     pub drawn: Option<SyncSender<()>>,
     /// The contents of the screen are unknown: the next frame is drawn completely.
     pub redraw: bool,

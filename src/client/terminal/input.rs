@@ -1,8 +1,8 @@
 //! From terminal bytes to keys.
 //!
 //! Invariant: total, incremental and pure. Every byte string decodes, the same bytes give the same keys however they
-//! are cut, and no part of an escape sequence becomes text. No state waits for ever: the caller passes the time, and
-//! silence ends whatever has begun ([`Decoder::deadline`]). Input may be a password, so dropped keys are wiped.
+//! are cut, and no part of an escape sequence becomes text. No state lasts for ever: the caller passes the time, and
+//! silence ends incomplete input ([`Decoder::deadline`]). Input may be a password, so dropped keys are wiped.
 //! Specification: ECMA-48 (5.4 control sequences, 5.6 control strings), xterm's "PC-style function keys", "bracketed
 //! paste mode" and "modifyOtherKeys", rxvt's keys, kitty's `CSI u`. Not termion's own parser: that one panics on some
 //! input and cannot see where a paste ends.
@@ -135,7 +135,7 @@ impl Decoder {
     /// The keys that these bytes, read at `now`, complete.
     pub fn feed(&mut self, bytes: &[u8], now: Instant) -> Keys {
         let silence = self.fed.map(|fed| now.saturating_duration_since(fed));
-        // A byte completes at most two keys: one that it interrupts, and its own. An end adds two.
+        // Two keys a byte, and two more if it follows a state that an earlier read has left, such as two ESC.
         self.keys.reserve(2 * bytes.len() + 2);
         if bytes == [3] && silence >= Some(ALONE) {
             self.end();
@@ -347,28 +347,28 @@ pub fn keys(bytes: &[u8]) -> Keys {
 /// behind a paste belong to it, until a key other than Enter arrives alone, or the line is sent.
 #[derive(Default)]
 pub struct Pastes {
-    go_on: bool,
+    may_continue: bool,
 }
 
 impl Pastes {
     /// Whether the rest of a paste may follow.
-    pub fn go_on(&self) -> bool {
-        self.go_on
+    pub fn may_continue(&self) -> bool {
+        self.may_continue
     }
 
     /// Joins pasted text.
     pub fn join(&mut self, mut keys: Keys) -> Keys {
         let is_text = |key: &&Key| matches!(key, Key::Char(_) | Key::Enter | Key::Tab);
         let has_ended = keys.contains(&Key::PasteEnd);
-        let is_rest = self.go_on && keys.iter().filter(is_text).count() > 1;
+        let is_rest = self.may_continue && keys.iter().filter(is_text).count() > 1;
         if !(has_ended || are_lines(&keys) || is_rest) {
             let is_paste = keys.iter().any(|key| matches!(key, Key::Paste(_)));
             // A line end may be a read of its own, and Enter may answer the question whether to send the paste.
-            self.go_on =
-                is_paste || self.go_on && keys.iter().all(|key| *key == Key::Enter || is_report(key));
+            let is_inert = |key: &Key| *key == Key::Enter || is_report(key);
+            self.may_continue = is_paste || self.may_continue && keys.iter().all(is_inert);
             return keys;
         }
-        self.go_on = !has_ended;
+        self.may_continue = !has_ended;
         let mut text = String::with_capacity(4 * keys.len());
         let mut joined = Keys::new(Vec::with_capacity(keys.len() + 1));
         for key in keys.drain(..) {
@@ -394,7 +394,7 @@ fn is_report(key: &Key) -> bool {
     matches!(key, Key::FocusIn | Key::FocusOut | Key::Position(..))
 }
 
-/// Whether there is text on both sides of a line end, or a whole line behind another.
+/// Whether a line end has text on both sides, or a text has a line end on both sides.
 pub fn are_lines(keys: &[Key]) -> bool {
     let is_end = |key: &Key| match key {
         Key::Enter => Some(true),

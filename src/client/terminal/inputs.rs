@@ -20,17 +20,17 @@ use zeroize::Zeroizing;
 
 /// Lines that follow one another this closely are one paste, however many reads they take.
 const BURST: Duration = Duration::from_millis(10);
-/// Keys in one read that are no typing: more may follow.
+/// This many keys in one read are not typed: more of a paste may follow.
 const MANY: usize = 256;
-/// Keys after which such a paste is handed on in any case.
+/// A paste of this many keys is not held longer: more than the longest message, and its memory is bounded.
 const MAX_BURST: usize = 64 * 1024;
-/// Reads that may wait, of at most 1 KiB each: more than the longest line.
+/// The most reads that wait for the owner, of at most 1 KiB each: more than the longest line.
 const MAX_READS: usize = 64;
 /// Ctrl-C.
 const INTERRUPT: u8 = 3;
 /// The terminal answers within this time, even over a slow line.
 const ANSWER: Duration = Duration::from_secs(5);
-/// A question checks again after this time without a key.
+/// A question waits without a limit, in steps of this length.
 const LONG: Duration = Duration::from_secs(3600);
 
 /// The taker of keys and signals.
@@ -204,18 +204,18 @@ impl Inputs {
         });
     }
 
-    /// Wakes the owner for an event, and never waits for it.
+    /// A function that wakes the owner for an event, and never waits for it.
     pub fn waker(&self) -> impl Fn() + Send + Sync + 'static {
         let shared = self.shared.clone();
         move || shared.change(|waiting| waiting.is_woken = true)
     }
 
-    /// Can give the keys to another program.
+    /// A handle that gives the keys to another program.
     pub fn lender(&self) -> Lender {
         Lender(self.shared.clone())
     }
 
-    /// Reports that the terminal is gone.
+    /// A function that reports to the owner that the terminal is gone.
     pub fn closer(&self) -> impl Fn() + Send + 'static {
         let shared = self.shared.clone();
         move || shared.change(|waiting| waiting.is_closed = true)
@@ -253,7 +253,7 @@ impl Inputs {
         self.ready.push_front(Keys::new(vec![key]));
     }
 
-    /// Waits, and makes the keys of what has been read ready.
+    /// Waits, and moves the keys of complete reads and pastes to `ready`.
     fn fill(&mut self, wait: Duration) -> BTreeSet<i32> {
         let (mut waiting, changed) = (lock(&self.shared.waiting), &self.shared.changed);
         let now = Instant::now();
@@ -375,7 +375,7 @@ mod tests {
         inputs.taken_by(Taker::Question);
         read(&inputs, &[(b"no\r", 5)]);
         assert_eq!(keys(&mut inputs), [Key::Char('n'), Key::Char('o'), Key::Enter]);
-        // As many that the reader waited are the same.
+        // Keys typed before the first question are dropped, too, however many.
         let mut inputs = Inputs::new();
         read(&inputs, &[(b"yes\r".as_slice(), 2); 2 * MAX_READS]);
         inputs.taken_by(Taker::Screen);

@@ -124,7 +124,7 @@ pub fn one_line_end(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n").replace('\t', " ")
 }
 
-/// Letters, and also the marks and emoji within a word.
+/// Whether a character belongs to a word: all do, except white space and ASCII punctuation.
 pub fn in_word(c: char) -> bool {
     !c.is_whitespace() && !c.is_ascii_punctuation()
 }

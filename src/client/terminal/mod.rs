@@ -24,11 +24,11 @@ use std::{panic, thread};
 use termion::raw::{IntoRawMode, RawTerminal};
 use termion::{clear, cursor, screen, style};
 
-/// Time for the terminal to accept its former state when the process ends.
+/// The longest wait for a terminal that accepts no output when the process ends: a user or a system waits for that.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Time between two attempts.
+/// Time between two attempts within [`FAREWELL`].
 const RETRY: Duration = Duration::from_millis(20);
-/// The exit status after a panic, as the standard library has it.
+/// The exit status of a panic in a program of the standard library.
 const PANICKED: i32 = 101;
 
 /// Bracketed paste (DECSET 2004).
@@ -37,7 +37,7 @@ const PASTE_OFF: &str = "\x1b[?2004l";
 /// Reports of the window's focus (DECSET 1004).
 const FOCUS_ON: &str = "\x1b[?1004h";
 const FOCUS_OFF: &str = "\x1b[?1004l";
-/// Reports of the mouse's buttons and wheel (DECSET 1000), in the form without a limit (1006).
+/// Reports of the mouse's buttons and wheel (DECSET 1000), in decimal, so that columns have no limit (1006).
 const MOUSE_ON: &str = "\x1b[?1000h\x1b[?1006h";
 const MOUSE_OFF: &str = "\x1b[?1006l\x1b[?1000l";
 /// No wrapping at the right edge (DECAWM): if a character is wider than expected, the terminal cuts the row and the
@@ -140,8 +140,8 @@ fn farewell(full_screen: bool) -> String {
     format!("{}{PASTE_OFF}{}{}", style::Reset, cursor::Show, if full_screen { &full } else { "" })
 }
 
-/// As [`restore`], at the end of the process: waits for a terminal that accepts no output for at most a second. A
-/// program to which the terminal is lent keeps it.
+/// As [`restore`], at the end of the process: waits at most a second for a terminal that accepts no output. A program
+/// to which the terminal is lent keeps it.
 pub fn abandon() {
     let end = Instant::now() + FAREWELL;
     let Some(modes) = lock(&MODES).take_if(|modes| !modes.are_lent) else { return };

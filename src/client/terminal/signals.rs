@@ -7,8 +7,8 @@ use signal_hook::low_level;
 use signal_hook::low_level::siginfo::Cause;
 use std::io;
 
-/// Calls `act` on a thread of its own for each of these signals that the process was not started to ignore, and says
-/// whether the kernel sent it, as it does for a key.
+/// Calls `act` on a thread of its own for each of these signals, except those that the process was started to ignore.
+/// Its second argument tells whether the kernel sent the signal, as it does for a key.
 ///
 /// # Errors
 /// If no signal handler or thread is available.
@@ -31,16 +31,16 @@ fn unignored(signals: &[i32]) -> impl Iterator<Item = i32> {
     signals.iter().copied().filter(move |signal| mask >> (signal - 1) & 1 == 0)
 }
 
-/// Whether a shell can continue this program after a stop: without one, no user at this terminal could. True if the
-/// system does not tell. The kernel does not stop such a program on Ctrl-Z either (POSIX, orphaned process group).
+/// Whether a shell can continue this program after a stop; true if the system does not tell. If none can, the process
+/// group is orphaned (POSIX): nobody at this terminal could continue it, and the kernel ignores Ctrl-Z, too.
 pub fn can_suspend() -> bool {
-    let of = |process: &str| {
+    let ids = |process: &str| {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
         let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(1).map(str::to_string);
         Some((words.next()?, words.next()?, words.next()?))
     };
-    let Some((mut parent, group, session)) = of("self") else { return true };
-    while let Some((next, its_group, its_session)) = of(&parent) {
+    let Some((mut parent, group, session)) = ids("self") else { return true };
+    while let Some((next, its_group, its_session)) = ids(&parent) {
         if its_session != session || its_group != group {
             return its_session == session;
         }
