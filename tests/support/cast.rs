@@ -1,4 +1,4 @@
-//! Two users in plain mode who chat while a test disturbs the server, and must not notice it.
+//! Users: two in plain mode who chat while a test disturbs the server and must not notice it, and a bare session.
 
 use super::{Client, Folder, Gate, Person, Server, memory};
 use secure_messenger::client::session::{Effect, Event, Session};

@@ -1,4 +1,4 @@
-//! The generator of random choices: the same seed repeats the same numbers.
+//! A generator of random choices: the same seed repeats the same numbers.
 
 use secure_messenger::crypto::secret::random;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ impl Dice {
         z ^ (z >> 31)
     }
 
+    /// A number from 0 to `end - 1`.
     pub fn below(&self, end: u64) -> u64 {
         self.next() % end
     }

@@ -46,7 +46,7 @@ impl Person {
 }
 
 impl Raw {
-    /// Sends a mailbox key: `mailbox_set`, or the code of the error.
+    /// Sends a mailbox key, and returns `mailbox_set` or the code of the error.
     pub fn set_mailbox(&mut self, certificate: &MailboxCertificate) -> String {
         self.say(&ClientMessage::Mailbox(Box::new(certificate.clone())));
         match self.answer() {

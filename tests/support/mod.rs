@@ -2,6 +2,8 @@
 //! in a terminal, a relay between them, and a raw connection that sends the bytes of an attacker. Nothing here sleeps:
 //! each wait ends with a line, a screen or the end of the output, or fails at a deadline that only a broken program
 //! reaches.
+
+// Each test target uses only a part of this module.
 #![allow(dead_code, unused_imports)]
 
 mod cast;
@@ -77,7 +79,7 @@ impl Folder {
     pub fn password_file(&self, password: &str) -> PathBuf {
         use std::os::unix::fs::OpenOptionsExt;
         let path = self.path(&format!("password-{}", password.len()));
-        // Another client may be reading it.
+        // An unchanged file is not written again: another client may be reading it.
         if std::fs::read_to_string(&path).is_ok_and(|text| text.trim_end() == password) {
             return path;
         }
@@ -122,7 +124,7 @@ impl Output {
             }
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => None,
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
-                panic!("no line came; so far: {:#?}", self.seen)
+                panic!("no further line; so far: {:#?}", self.seen)
             }
         }
     }
@@ -455,7 +457,7 @@ impl Count {
         self.is_logged_in |= matches!(message, Some(ServerMessage::Session(_)));
     }
 
-    /// `None` before a login; a resumed session does not set it.
+    /// The acknowledgement of all frames; `None` before a login, which a resume does not replace.
     pub fn ack(&self) -> Option<ClientMessage> {
         self.is_logged_in.then_some(ClientMessage::Ack(protocol::Received { received: self.received }))
     }
@@ -811,7 +813,7 @@ pub fn refused(answer: Option<ServerMessage>) -> Failure {
     }
 }
 
-/// The fingerprint in a line.
+/// The fingerprint in a line: `SHA256:` and 43 characters of base64.
 pub fn fingerprint(line: &str) -> String {
     let start = line.find("SHA256:").unwrap_or_else(|| panic!("no fingerprint: {line}"));
     line[start..start + 50].to_string()

@@ -189,7 +189,7 @@ impl Gate {
         }
     }
 
-    /// Keeps the kernel's buffers small.
+    /// Keeps the kernel's buffers of future connections small, even with an unlimited rate.
     pub fn limit_kernel(&self) {
         self.flow(Way::Up).change(|state| state.is_limited = true);
     }
@@ -228,7 +228,7 @@ impl Gate {
         }
     }
 
-    /// Cuts each connection that is about to exceed `more` further bytes in this direction, until [`Gate::heal`].
+    /// Passes `more` further bytes in this direction, then cuts each connection that sends, until [`Gate::heal`].
     pub fn cut_after(&self, way: Way, more: u64) {
         self.flow(way).change(|state| state.end = state.passed.saturating_add(more));
     }
@@ -309,7 +309,7 @@ struct State {
     /// Bytes passed so far, and the number after which they are held.
     passed: u64,
     limit: u64,
-    /// The number of passed bytes after which connections are cut.
+    /// The number of passed bytes at which connections are cut.
     end: u64,
     split: Option<Dice>,
     /// Whether the kernel's buffers are small even with an unlimited rate.
@@ -379,7 +379,9 @@ impl Flow {
         thread::spawn(move || {
             let is_cut = flow.write(&one.ends[to], &queue).is_err();
             if one.is_standing.load(Ordering::SeqCst) {
-            } else if is_cut {
+                return;
+            }
+            if is_cut {
                 one.cut();
             } else {
                 let _ = one.ends[to].shutdown(Shutdown::Both);

@@ -130,7 +130,8 @@ impl Window {
     }
 }
 
-/// A shell inherits that a signal is ignored, as below `nohup` or in a script's background. It does not inherit a handler.
+/// Handles signals that may be ignored, as under `nohup` or in a script's background. A shell would inherit that they
+/// are ignored; it does not inherit a handler.
 fn ignore_no_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -346,7 +347,7 @@ impl Terminal {
     pub fn child(&self) -> u32 {
         let shell = self.shell.id();
         let children = read_to_string(format!("/proc/{shell}/task/{shell}/children"));
-        children.expect("Linux tells the children").trim().parse().expect("one child")
+        children.expect("Linux lists the children").trim().parse().expect("one child")
     }
 
     /// Sends it a signal, `-TERM` for example.
