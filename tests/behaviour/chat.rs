@@ -160,7 +160,7 @@ fn message_reaches_a_client_with_a_new_session_key() {
 }
 
 #[test]
-fn ignored_user_s_messages_are_hidden_until_unignored() {
+fn messages_of_an_ignored_user_are_hidden_until_unignored() {
     let server = Server::start();
     let (mut alice, mut bob) = server.alice_and_bob();
     alice.say("zero");
@@ -173,12 +173,9 @@ fn ignored_user_s_messages_are_hidden_until_unignored() {
     // Messages from before are not shown either.
     bob.ask("/history", "* no messages yet in this session");
     // The next session still ignores her.
-    let (_, lines) = {
-        let home = bob.home.clone();
-        let ended = bob.finish();
-        bob = server.client_in(&home, "bob", &[]).ready();
-        ended
-    };
+    let home = bob.home.clone();
+    let (_, lines) = bob.finish();
+    let mut bob = server.client_in(&home, "bob", &[]).ready();
     let hidden = |line: &String| line.contains("one") || line.contains("two") || line.contains("room");
     assert!(!lines.iter().any(hidden), "{lines:#?}");
     alice.expect("* bob is online");

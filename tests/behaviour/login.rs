@@ -103,9 +103,9 @@ fn relay_of_a_login_passes_only_without_tls() {
     raw.logs_in(&alice);
 }
 
-/// A login by a thief of the identity key alone, or of the password alone, with this session key. The other half, a
-/// response or a proof, is the owner's, who made it for this exporter and their own session key, and for another nonce
-/// if it `is_old`.
+/// A login with this session key by a thief who has only the identity key, or only the password. The owner made the
+/// other half, a response or a proof, for this exporter and their own session key, and for another nonce if it
+/// `is_old`.
 fn relayed(
     server: &Server,
     alice: &Person,
@@ -298,7 +298,7 @@ fn five_failures_lock_a_name_whether_or_not_it_exists() {
     newcomer(&server, "carol");
 }
 
-/// Logs in with a certificate of this `created`; the `newest` of the answer.
+/// Logs in with a certificate of this `created`, and returns the `newest` of the answer.
 fn log_in_at(raw: &mut Raw, person: &Person, created: u64) -> u64 {
     let challenge = raw.challenged(person);
     let mut response = raw.response(person, &challenge, PASSWORD);
@@ -311,14 +311,14 @@ fn log_in_at(raw: &mut Raw, person: &Person, created: u64) -> u64 {
     }
 }
 
-/// A session key of another login of `person`.
-fn renew_at(raw: &mut Raw, person: &Person, created: u64) -> (SessionKey, Option<ServerMessage>) {
-    let key = SessionKey::generate();
-    let certificate = person.identity.certify(&person.name, &key, created);
-    raw.say(&ClientMessage::Renew(Box::new(certificate.clone())));
-    (key, raw.answer())
+/// Replaces the session key by a new one with a certificate of this `created`, and returns the answer.
+fn renew_at(raw: &mut Raw, person: &Person, created: u64) -> Option<ServerMessage> {
+    let certificate = person.identity.certify(&person.name, &SessionKey::generate(), created);
+    raw.say(&ClientMessage::Renew(Box::new(certificate)));
+    raw.answer()
 }
 
+/// In milliseconds.
 const HOUR: u64 = 3_600_000;
 
 /// PROTOCOL#newest.
@@ -332,12 +332,12 @@ fn only_the_owner_learns_of_its_newest_certificate() {
     assert_eq!(log_in_at(&mut server.raw(), &alice, now - HOUR - 1), now - HOUR);
     let mut raw = server.raw();
     assert_eq!(log_in_at(&mut raw, &alice, now - HOUR), now - HOUR);
-    match renew_at(&mut raw, &alice, now + HOUR).1 {
+    match renew_at(&mut raw, &alice, now + HOUR) {
         Some(ServerMessage::Session(session)) => assert_eq!(session.newest, now - HOUR),
         _ => panic!("not renewed"),
     }
     for created in [now + HOUR - 1, now - 3 * HOUR, now + 3 * HOUR] {
-        let failure = refused(renew_at(&mut raw, &alice, created).1);
+        let failure = refused(renew_at(&mut raw, &alice, created));
         assert_eq!((failure.code.as_str(), failure.newest), ("bad_key", Some(now + HOUR)));
     }
     raw.say(&ClientMessage::Logout);
@@ -385,7 +385,7 @@ fn owner_whose_clock_was_ahead_still_gets_messages() {
     let mut raw = server.raw();
     let newest = log_in_at(&mut raw, &alice, clock::now_ms() - HOUR);
     assert_eq!(newest, ahead + 1);
-    assert!(matches!(renew_at(&mut raw, &alice, newest + 1).1, Some(ServerMessage::Session(_))));
+    assert!(matches!(renew_at(&mut raw, &alice, newest + 1), Some(ServerMessage::Session(_))));
     bob.say("/msg alice three");
     assert!(hears(&mut raw));
     bob.expect("<bob -> alice> three");
@@ -433,7 +433,6 @@ fn owner_remembers_its_certificate_when_the_server_does_not() {
 fn wrong_clock_is_not_a_guess_and_reported_in_days() {
     let server = Server::start();
     let (_raw, alice) = newcomer(&server, "alice");
-    let hour = 3_600_000;
     for (person, password) in
         [(&alice, PASSWORD), (&alice, "wrong horse battery"), (&Person::new("nobody"), PASSWORD)]
     {
@@ -443,7 +442,7 @@ fn wrong_clock_is_not_a_guess_and_reported_in_days() {
             (-48, "your clock is 2 days behind the server's"),
             (-3, "your clock is 3 hours behind the server's"),
         ] {
-            let created = clock::now_ms().saturating_add_signed(hours * hour);
+            let created = clock::now_ms().saturating_add_signed(hours * HOUR as i64);
             let mut raw = server.raw();
             let challenge = raw.challenged(person);
             let mut response = raw.response(person, &challenge, password);
@@ -581,7 +580,7 @@ fn run(server: &Server, home: &Folder, password: &str, arguments: &[&str]) -> (i
     run_client(home, server.port, password, &[&["--accept-new"], arguments].concat())
 }
 
-/// The same; it must end with this status, and a line must contain all these words.
+/// Runs the real client to its end: its status must be `status`, and a line must contain all `words`.
 fn ends(server: &Server, home: &Folder, password: &str, arguments: &[&str], (status, words): (i32, &[&str])) {
     let (ended, lines) = run(server, home, password, arguments);
     let is_told = lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
@@ -668,12 +667,12 @@ fn damaged_memory_of_users_is_reported_before_a_login() {
         std::fs::remove_file(&path).expect("removed");
     }
     assert_eq!(server.log().matches("event=login user=alice ").count(), 1);
-    alice.ask("anybody?", "! nobody else is online");
+    alice.ask("is anyone there?", "! nobody else is online");
 }
 
 /// PROTOCOL#mailbox-file-damage.
 #[test]
-fn mailbox_that_cannot_be_read_stops_no_login() {
+fn damaged_mailbox_is_reported_and_stops_no_login() {
     let (server, home) = (Server::start(), Folder::new());
     let alice = &["--user", "alice", "--register"];
     assert_eq!(run(&server, &home, PASSWORD, alice).0, 0);
@@ -713,7 +712,7 @@ fn password_file_that_others_can_read_is_refused() {
     let path = home.password_file(PASSWORD);
     for mode in [0o640, 0o604, 0o644] {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode");
-        // `password_file` opens the file that is there, and so leaves its mode as it is.
+        // `password_file` leaves the mode of an existing file unchanged.
         ends(&server, &home, PASSWORD, &["--user", "alice", "--register"], (2, &["chmod 600"]));
     }
     assert!(!home.path(".secure_messenger_client").exists());
@@ -742,7 +741,7 @@ fn unreachable_server_is_reported_with_a_remedy() {
 
 /// PROTOCOL#reserved-names.
 #[test]
-fn word_of_the_interface_is_no_name_and_an_old_one_marked() {
+fn reserved_name_is_refused_and_an_old_one_marked() {
     let server = Server::start();
     for word in ["everyone", "You", "SERVER", "room", "all", "y0u", "server_2", "Private"] {
         let mut raw = server.raw();

@@ -35,7 +35,7 @@ fn private_messages_wait_in_order_for_an_absent_user() {
     alice.ask("/history 2", "* the last 2 messages of this session");
     alice.expect("<alice -> carol> one");
     alice.expect("<alice -> carol> two");
-    // While she is online, her session gets them; the mailbox goes on where it was when she is absent again.
+    // While she is online, her session gets them. When she is absent again, the mailbox continues with its next number.
     let mut raw = server.returns(&carol);
     alice.expect("* carol is online");
     alice.ask("three", "<alice -> carol> three");
@@ -88,7 +88,7 @@ fn room_accounts_for_present_absent_and_unreachable_members() {
 
 /// MANUAL#absent-users, PROTOCOL#lost, PROTOCOL#message-id.
 #[test]
-fn lost_messages_are_kept_without_the_user() {
+fn lost_messages_are_kept_without_a_command() {
     let server = Server::start();
     let (mut raw, carol) = server.present("carol");
     assert_eq!(raw.set_mailbox(&carol.mailbox(clock::now_ms())), "mailbox_set");

@@ -1,4 +1,5 @@
-//! What users see: chat, files, history, the full screen, reconnection, login and passwords, with real programs over TLS.
+//! What users see, with real programs over TLS: chat, files, mail, history, the full screen, reconnection, login and
+//! passwords.
 
 mod absence;
 mod chat;

@@ -74,7 +74,7 @@ fn answer(raw: &Raw, challenge: &Challenge, person: &Person, text: &str) -> Clie
 fn response_for_another_purpose_or_channel_changes_no_password() {
     let server = Server::start();
     let (_online, alice) = newcomer(&server, "alice");
-    // The last one has the bytes that end a login's fields.
+    // The last key has the bytes that end the fields of a login.
     let fingerprint = PasswordKey { login: Login::random(), key: Key::new(alice.session.fingerprint().0) };
     let keys = [support::quick_key(NEW), support::quick_key(NEW), fingerprint];
     let replace = |key: usize, challenge: &Challenge, exporter: &[u8], old: &str| {
@@ -82,7 +82,7 @@ fn response_for_another_purpose_or_channel_changes_no_password() {
         change.expect("acceptable rounds")
     };
     let other = server.raw();
-    // The thief has only the identity key and one response of its owner.
+    // The thief has only the identity key and one response of the owner.
     type Owners<'a> = &'a dyn Fn(&Raw, &Challenge) -> Fixed<32>;
     let recorded = |challenge: &Challenge| Challenge {
         version: VERSION,
@@ -129,7 +129,7 @@ fn proof_for_another_password_or_channel_changes_nothing() {
         change.expect("acceptable rounds")
     };
     let (other, thief) = (server.raw(), IdentityKey::generate());
-    // The thief has only the password and one proof of its owner.
+    // The thief has only the password and one proof of the owner.
     type Owners<'a> = &'a dyn Fn(&Raw, &Challenge) -> Fixed<256>;
     let owners: [Owners<'_>; 3] = [
         &|raw, challenge| raw.response(&alice, challenge, PASSWORD).proof,
@@ -328,7 +328,7 @@ impl Home {
         client.leaves();
     }
 
-    /// Whether alice can log in with this password, and the lines that she sees.
+    /// Whether alice can log in with this password.
     fn logs_in(&self, port: u16, text: &str) -> bool {
         let (status, lines) = self.client(port, text).finish();
         assert_eq!(status == 0, lines.iter().any(|line| line.starts_with("* logged in as")), "{lines:#?}");
@@ -590,7 +590,7 @@ fn kill_during_a_change_leaves_one_working_password() {
 const UNEXPECTED: &str =
     "this server does not ask for your password as your key file expects, so nothing was sent";
 
-/// The lines of a client that refused the challenge.
+/// The output of a client that refused the challenge.
 fn refusal(client: Client) -> String {
     client.ends(1, "").concat()
 }

@@ -17,8 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const LOST: &str = "! connection lost: ";
-const ANEW: &str = "in a new session: the old one has ended";
-const MAYBE: &str = "the connection was lost before the server confirmed it: ";
+const NEW_SESSION: &str = "in a new session: the old one has ended";
+const UNCONFIRMED: &str = "the connection was lost before the server confirmed it: ";
 
 /// Two clients, each behind its own gate.
 struct Two {
@@ -50,7 +50,7 @@ impl Two {
     /// Waits until both have logged in again and see each other.
     fn are_back(&mut self) {
         for one in [&mut self.alice, &mut self.bob] {
-            one.expect(ANEW);
+            one.expect(NEW_SESSION);
             if one.expect(" online: ").starts_with("* 1 ") {
                 one.expect(" is online");
             }
@@ -63,7 +63,7 @@ fn cut(gate: &Gate, client: &mut Client) {
     gate.cut();
     client.expect(LOST);
     let back = client.expect("* back online after ");
-    assert!(!back.contains(ANEW), "{back}");
+    assert!(!back.contains(NEW_SESSION), "{back}");
 }
 
 /// The lines that contain `part`.
@@ -269,7 +269,7 @@ fn speak_again(two: &mut Two) {
     two.gates[0].hold_answers(false);
 }
 
-/// All five messages arrived, once and in order, or the sender's client reported those that may be missing.
+/// Checks that all five messages arrived, once and in order, or that the sender's client reported the missing ones.
 fn arrived_or_told(from: &str, to: &Client, sender: &Client) {
     let mark = format!("<{from} -> {}> number ", to.name);
     let came = |lines: &[String]| -> Vec<usize> {
@@ -297,7 +297,7 @@ fn silence_is_reported_within_15_s_and_loses_nothing() {
     two.alice.expect(&format!("{LOST}no answer for "));
     speak_again(&mut two);
     let back = two.alice.expect("* back online after ");
-    assert!(!back.contains(ANEW), "{back}");
+    assert!(!back.contains(NEW_SESSION), "{back}");
     for (one, other) in [(&mut two.alice, "bob"), (&mut two.bob, "alice")] {
         let last = format!("<{other} -> {}> number 4", one.name);
         if !one.output.seen.contains(&last) {
@@ -360,9 +360,9 @@ fn silence_of_any_length_and_direction_ends_no_client() {
 
 // ---- after the grace period
 
-/// Exactly `lost` is reported as messages that may not have arrived.
+/// Checks that exactly `lost` is reported as messages that may not have arrived.
 fn told_as_lost(lines: &[String], lost: &[&str]) {
-    let told = holding(lines, MAYBE);
+    let told = holding(lines, UNCONFIRMED);
     assert_eq!(told.len(), lost.len(), "{lines:#?}");
     assert!(
         told.iter().zip(lost).all(|(line, text)| line.starts_with('!') && line.contains(text)),
@@ -381,7 +381,7 @@ fn client_logs_in_after_the_grace_period_and_reports_unsent() {
     two.alice.say("two");
     two.bob.expect("* alice has left");
     two.gates[0].lead_to(&server);
-    two.alice.expect(ANEW);
+    two.alice.expect(NEW_SESSION);
     two.bob.expect("* alice is online");
     two.talk("after");
     let lines = two.alice.output.seen.clone();
@@ -415,8 +415,8 @@ fn server_crash_reports_unacknowledged_text_and_resends_none() {
     assert_eq!((status, holding(&lines, "<alice -> bob> taken").len()), (0, 1), "{lines:#?}");
     let (status, lines) = two.alice.finish();
     assert_eq!(status, 1, "one message was never acknowledged");
-    let said = lines.iter().filter(|line| *line == "<alice -> bob> taken").count();
-    assert_eq!(said, 0, "a message reported as failed was not received: {lines:#?}");
+    let shown = lines.iter().filter(|line| *line == "<alice -> bob> taken").count();
+    assert_eq!(shown, 0, "a message reported as failed is not shown as sent: {lines:#?}");
     drop(server);
 }
 
@@ -431,7 +431,7 @@ fn restarted_server_is_found_again_each_time() {
     }
     for one in [two.alice, two.bob] {
         let (status, lines) = one.finish();
-        assert_eq!((status, holding(&lines, ANEW).len()), (0, 5), "{lines:#?}");
+        assert_eq!((status, holding(&lines, NEW_SESSION).len()), (0, 5), "{lines:#?}");
     }
 }
 
@@ -492,7 +492,7 @@ fn changed_server_key_on_reconnect_is_refused_for_good() {
     gate.lead_to(&other);
     let line = alice.expect("HAS CHANGED");
     assert!(line.starts_with("! ") && line.contains("THE KEY OF THE SERVER AT 127.0.0.1:"), "{line}");
-    // Although the right server is back.
+    // The client stays disconnected although the right server is back.
     gate.lead_to(&server);
     let (status, lines) = alice.finish();
     assert_eq!((status, holding(&lines, "back online").len()), (1, 0), "{lines:#?}");
@@ -577,7 +577,7 @@ fn reconnect_to_a_full_server_succeeds_once_there_is_room() {
     gates[0].lead_to(&server);
     alice.expect("! not back online yet: the server says: the server is full");
     bob.leaves();
-    alice.expect(ANEW);
+    alice.expect(NEW_SESSION);
     assert_eq!(holding(&alice.output.seen, "not back online yet").len(), 1, "reported once");
     for one in [alice, carol] {
         one.finish();
@@ -681,7 +681,7 @@ fn lines_read_and_not_sent_are_reported_after_a_signal() {
 }
 
 #[test]
-fn signal_stays_ignored_if_the_client_was_started_so() {
+fn signal_ignored_at_the_start_stays_ignored() {
     let server = Server::start();
     for (sign, name) in [("-HUP", "alice"), ("-INT", "bob")] {
         let (ignore, home) = (format!("trap '' {}", &sign[1..]), Arc::new(Folder::new()));
@@ -726,7 +726,7 @@ fn stopped_and_continued_program_keeps_its_connections() {
     gate.hold_answers(false);
     bob = bob.ready();
     interrupt(bob.child.id());
-    bob.ask("is somebody there?", "! nobody else is online");
+    bob.ask("is anyone there?", "! nobody else is online");
     let (status, lines) = bob.finish();
     assert!(status == 0 && holding(&lines, LOST).is_empty(), "{lines:#?}");
 }
