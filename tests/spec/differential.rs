@@ -1,9 +1,9 @@
-//! The decoders of this crate and those of `tests/interop/messenger.py`, which was written from PROTOCOL.md alone, get
-//! the same cases: lines of both directions, packets, texts about files, names, passwords, keys, envelopes, chunks, key
-//! files. They must accept the same ones, with the same content.
+//! The decoders of this crate and those of `tests/interop/messenger.py`, which was written from PROTOCOL.md alone, must
+//! accept the same cases with the same content. The cases are random lines of both directions, packets, texts about
+//! files, names, passwords, keys, envelopes, chunks and key files.
 //!
-//! `DIFFERENTIAL` sets the number of cases. `DIFFERENTIAL_SEED` repeats them, except for what is sealed with random
-//! numbers; a difference is reported with the seed of its case, which with `DIFFERENTIAL=1` repeats that case alone.
+//! `DIFFERENTIAL` sets the number of cases. `DIFFERENTIAL_SEED` repeats them, except for the random numbers in sealed
+//! ones. A difference is reported with the seed of its case; that seed and `DIFFERENTIAL=1` repeat the case alone.
 //! `DIFFERENTIAL_KINDS` chooses kinds by their letters, `EG` for example.
 
 mod decoders;
@@ -21,7 +21,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-/// What both decoders get: a letter for its kind, and its parts.
+/// An input of both decoders: a letter for its kind, and its parts.
 #[derive(Clone)]
 pub struct Case {
     kind: u8,
@@ -46,7 +46,7 @@ fn length(bytes: &[u8]) -> [u8; 4] {
 
 type Make = fn(&Dice) -> Case;
 
-/// The kinds with their shares of the cases, in tenths of a thousandth. Those with RSA or PBKDF2 are slow in Python.
+/// The kinds, with their shares of 10,000 cases. Kinds with RSA or PBKDF2 are rare because they are slow in Python.
 const KINDS: [(u8, &str, u64, Make); 12] = [
     (b'C', "lines of a client", 3_450, lines::client),
     (b'S', "lines of a server", 3_450, lines::server),
@@ -62,7 +62,7 @@ const KINDS: [(u8, &str, u64, Make); 12] = [
     (b'I', "private keys", 2, sealed::private_key),
 ];
 
-/// A case of one of these kinds.
+/// A random case of one of these kinds.
 fn make(dice: &Dice, kinds: &str) -> Case {
     let wanted = || KINDS.into_iter().filter(|(kind, ..)| kinds.contains(char::from(*kind)));
     let mut at = dice.below(wanted().map(|(_, _, share, _)| share).sum());
@@ -108,7 +108,7 @@ impl Other {
         (ours != theirs).then_some([ours, theirs])
     }
 
-    /// The case with bytes removed, as long as the verdicts differ in the same way.
+    /// Removes bytes from a case as long as the verdicts still differ in the same way.
     fn shrunk(&mut self, mut case: Case) -> Case {
         let accepted = |verdicts: [String; 2]| verdicts.map(|verdict| verdict.starts_with('+'));
         let Some(way) = self.differs(&case).map(accepted) else { return case };
@@ -139,10 +139,10 @@ impl Drop for Other {
     }
 }
 
-/// Cases and accepted ones of each kind.
+/// The number of cases of each kind, and of accepted ones among them.
 type Counts = BTreeMap<u8, [u64; 2]>;
 
-/// The cases from `first` in steps of `step`.
+/// Compares the verdicts on these cases, and reports at most 20 differences.
 fn compare(
     python: &str,
     (seed, kinds): (u64, &str),
@@ -180,7 +180,7 @@ fn report(other: &mut Other, seed: u64, case: Case, before: [String; 2]) -> Stri
 /// PROTOCOL#line, PROTOCOL#json, PROTOCOL#base64, PROTOCOL#packet, PROTOCOL#der, PROTOCOL#checks, PROTOCOL#chunk,
 /// PROTOCOL#key-file-form, PROTOCOL#logins, PROTOCOL#bad-file-message, PROTOCOL#reserved-names.
 #[test]
-fn two_decoders_accept_the_same_with_the_same_content() {
+fn both_decoders_agree_on_every_case() {
     let Some(python) = python() else {
         skip("no Python with pycryptodome and pyOpenSSL is installed");
         return;

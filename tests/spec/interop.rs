@@ -8,7 +8,7 @@ use crate::support::{run, skip};
 use std::path::Path;
 use std::process::Command;
 
-/// A Python that has the packages of the other client.
+/// A Python interpreter that has the packages of the other client.
 pub fn python() -> Option<&'static str> {
     let needed = "import OpenSSL\ntry: import Cryptodome\nexcept ImportError: import Crypto";
     let has = |python: &&str| {

@@ -4,7 +4,7 @@ use super::tidy::{anchors, cited, cited_above, clauses, document, sources, texts
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// What follows is made by this test: `MATRIX=write cargo test --test spec matrix` writes it.
+/// The head of the table. `MATRIX=write cargo test --test spec matrix` writes the rows.
 const HEAD: &str = "| clause | code | tests | models | fuzz targets |\n|---|---|---|---|---|\n";
 
 /// The places that cite each clause.
@@ -18,7 +18,7 @@ impl Cites {
         }
     }
 
-    /// The places for a clause; a place that cites it several times has their number.
+    /// The places that cite a clause, with the number of citations if there are several.
     fn of(&self, clause: &str) -> String {
         let places = self.0.get(clause).into_iter().flatten();
         let places = places.map(|(place, times)| match times {
@@ -29,7 +29,7 @@ impl Cites {
     }
 }
 
-/// A file below a folder of the project, without its ending.
+/// The path of a file below a folder of the project, without its extension.
 fn short(path: &str, folder: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let path = Path::new(path).strip_prefix(root).expect("below the folder").with_extension("");
@@ -45,7 +45,7 @@ fn code() -> Cites {
     found
 }
 
-/// Of unit tests, the file is in italics.
+/// The files of unit tests are in italics.
 fn tests() -> Cites {
     let mut found = Cites::default();
     for (path, text) in texts("tests", "rs") {
@@ -71,7 +71,7 @@ fn models() -> Cites {
     found
 }
 
-/// The function of each property is called like its target.
+/// The function of each property has the name of its target.
 fn targets() -> Cites {
     let mut found = Cites::default();
     for (path, _) in texts("tests/fuzz/fuzz_targets", "rs") {
@@ -91,7 +91,7 @@ fn matrix() -> String {
     let mut rows = HEAD.to_string();
     let specification = document("PROTOCOL");
     let all = anchors(&specification);
-    assert!(all.len() > 150, "the clauses were found");
+    assert!(all.len() > 150, "only {} clauses were found", all.len());
     // In the order of the specification.
     for clause in specification.split("<a id=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
         let name = format!("PROTOCOL#{clause}");
@@ -103,7 +103,7 @@ fn matrix() -> String {
 }
 
 #[test]
-fn matrix_of_the_security_document_is_as_it_should_be() {
+fn matrix_of_the_security_document_is_current() {
     let (document, matrix) = (document("SECURITY"), matrix());
     let (before, _) = document.split_once(HEAD).expect("the document has the table's head");
     if writes("MATRIX") {

@@ -1,5 +1,5 @@
 //! The symbolic models in `tests/model/`: Verifpal finds exactly the attacks that each header names, also after each
-//! breakage, and labels, fields, clauses and tests are those of code and specification.
+//! breakage. Their labels, fields, clauses and tests are those of the code and the specification.
 //!
 //! "No attack found at 1 and 2 sessions" is no proof. `cargo install verifpal --version 1.6.7 --locked` installs the
 //! tool; without it, its test is skipped with a notice, and the others still run.
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const VERSION: &str = "verifpal 1.6.7";
 /// The slowest run takes 5 s alone, and 10 s on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// What begins an entry of the header or a breakage. Lines of comment that are indented further continue it.
+/// The words that begin an entry of the header or a breakage. Comment lines with more indentation continue it.
 const ENTRIES: [&str; 6] = ["Models: ", "Abstracts: ", "Clauses: ", "Fields: ", "Expected: ", "`"];
 /// The labels that no model uses, and why.
 const UNMODELLED: [(&str, &str); 6] = [
@@ -53,7 +53,7 @@ struct Model {
 fn models() -> Vec<Model> {
     let mut models: Vec<_> =
         texts("tests/model", "vp").into_iter().map(|(path, text)| parse(&path, text)).collect();
-    assert!(!models.is_empty(), "the models were found");
+    assert!(!models.is_empty(), "no model was found");
     models.sort_by(|a, b| a.name.cmp(&b.name));
     models
 }
@@ -80,7 +80,7 @@ fn parse(path: &str, text: String) -> Model {
         found[0]
     };
     let has_head = text.starts_with("// ") && one("Models: ").len().min(one("Abstracts: ").len()) > 20;
-    assert!(has_head, "{name}: it begins with its purpose, what it models, and what it abstracts from");
+    assert!(has_head, "{name}: no purpose, what it models, or what it abstracts from");
     let wrong = |line: &str| -> ! { panic!("{name}: malformed: {line}") };
     let results: Vec<_> =
         one("Expected: ").split(", ").map(|part| result(part).unwrap_or_else(|| wrong(part))).collect();
@@ -143,7 +143,7 @@ fn split(list: &str) -> Vec<String> {
     parts.filter(|part| !part.is_empty()).collect()
 }
 
-/// What stands in the parentheses at the start of `text`, up to the one that closes them.
+/// The text inside the parentheses that `text` begins with.
 fn inside(text: &str) -> &str {
     let mut depth = 0;
     let end = text.find(|c| {
@@ -153,7 +153,7 @@ fn inside(text: &str) -> &str {
     &text[1..end.expect("a closing parenthesis")]
 }
 
-/// A field's name without the links and cases of the specification.
+/// A field's name, without the link and the " or empty" of the specification.
 fn bare(field: &str) -> String {
     let linked = field.strip_prefix('[').and_then(|link| link.split_once("](")).map(|(name, _)| name);
     linked.unwrap_or(field).trim_end_matches(" or empty").to_string()
@@ -232,10 +232,10 @@ fn each_label_is_in_a_model_or_has_a_reason_not_to_be() {
         models.iter().flat_map(|model| model.fields.iter().map(|(label, _)| label.as_str())).collect();
     let excused: BTreeSet<_> = UNMODELLED.iter().map(|(label, _)| *label).collect();
     let both: Vec<_> = used.intersection(&excused).collect();
-    assert!(both.is_empty(), "these labels are modelled, and need no reason: {both:?}");
+    assert!(both.is_empty(), "modelled labels need no reason: {both:?}");
     let odd: Vec<_> =
         labels.symmetric_difference(&used.union(&excused).copied().collect()).copied().collect();
-    assert!(odd.is_empty(), "they have no model and no reason, or are no labels of the code: {odd:?}");
+    assert!(odd.is_empty(), "without model and reason, or not in the code: {odd:?}");
     for model in &models {
         let words = model.words();
         for label in &labels {
@@ -280,7 +280,7 @@ fn models_name_only_clauses_and_tests_that_exist() {
     }
 }
 
-/// A query that nothing breaks says nothing.
+/// A query that no breakage breaks may be vacuous.
 #[test]
 fn each_query_that_holds_is_broken_by_a_breakage() {
     for model in models() {

@@ -17,17 +17,18 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 const COLUMNS: u16 = 80;
-/// Pixels of a column and of a row, and around all.
+/// Pixels of a column and of a row.
 const CELL: (f64, f64) = (8.4, 18.0);
+/// Pixels around the screen.
 const MARGIN: f64 = 12.0;
-/// Name, text and background.
+/// The name of each theme, and its colours of text and background.
 const THEMES: [(&str, &str, &str); 2] = [("dark", "#d0d7de", "#0d1117"), ("light", "#1f2328", "#ffffff")];
 
 fn name(name: &str) -> Username {
     name.parse().expect("a valid name")
 }
 
-/// A message of alice to bob, or of bob to alice; her own has a state.
+/// A message; alice's own has a state of delivery.
 fn said(from: &str, to: Audience, text: &str, sending: Option<SendState>) -> Entry {
     let trust = Some(Trust::Verified).filter(|_| to != Audience::Everyone || from != "alice");
     let entry = Entry::new(0, Source::User { from: name(from), to }, Place::Here, text.into());
@@ -38,7 +39,7 @@ fn notice(text: &str) -> Entry {
     Entry::new(0, Source::Notice, Place::Here, text.into())
 }
 
-/// The view of everyone, from which alice has sent one message to bob alone.
+/// The view of everyone, in which alice has sent one message to bob alone.
 fn chat() -> Vec<Entry> {
     let asked = "@alice did you bring the photos?";
     let carol =
@@ -137,7 +138,7 @@ fn frame(rows: u16, entries: Vec<Entry>, progress: &[Progress], with: Option<&st
     )
 }
 
-/// A colour of xterm's palette of 256.
+/// A colour of xterm's 256-colour palette.
 fn color(index: u8) -> String {
     let level = |n: u8| if n == 0 { 0 } else { 55 + 40 * n };
     match index {
@@ -190,7 +191,7 @@ fn svg(frame: &Frame, (_, text, background): (&str, &str, &str)) -> String {
 }
 
 #[test]
-fn pictures_show_the_screen_as_it_is() {
+fn pictures_match_the_screen() {
     let bar = Progress {
         label: "holiday photos.zip → bob".into(),
         percent: 22,

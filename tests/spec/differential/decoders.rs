@@ -1,4 +1,4 @@
-//! The verdict of this crate's decoders on a case: `+` and the content in a canonical form, or why it is refused.
+//! The verdict of this crate's decoders on a case: `+` and the content in canonical form, or the reason for a refusal.
 
 use super::Case;
 use super::sealed::private;
@@ -12,6 +12,7 @@ use secure_messenger::crypto::keys::IdentityKey;
 use secure_messenger::crypto::primitives::sha256;
 use secure_messenger::crypto::public::IdentityPublicKey;
 use secure_messenger::crypto::secret::{Key, Password};
+use secure_messenger::encoding::hex;
 use secure_messenger::name::Username;
 use secure_messenger::protocol::{ClientMessage, DecodeError, Packet, ServerMessage};
 
@@ -42,11 +43,7 @@ fn utf8(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("text")
 }
 
-pub fn hex(bytes: &[u8]) -> String {
-    secure_messenger::encoding::hex(bytes)
-}
-
-/// The same content has the same text: members are sorted.
+/// JSON with sorted members, so that the same content has the same text.
 fn canonical(text: &str) -> String {
     json::to_string(&json::from_str::<json::Object>(text).expect("the encoder writes JSON"))
 }
@@ -98,7 +95,7 @@ fn private_key(der: &[u8]) -> Option<String> {
     IdentityKey::from_pkcs8(der).ok().map(|key| hex(&key.public().fingerprint().0))
 }
 
-/// Which check fails first is a part of the specification.
+/// The specification states the order of these checks.
 fn envelope(identity: &[u8], session: &[u8], line: &[u8]) -> Result<String, String> {
     let refused = |why: &str| why.to_string();
     let message = match ServerMessage::decode(line) {

@@ -1,4 +1,4 @@
-//! Cases that are cheap to decode: lines, packets, texts about files, names, passwords, lists of logins.
+//! Cases without cryptography: lines, packets, texts about files, names, passwords, lists of logins.
 
 use super::Case;
 use super::json::{Json, any, base64, mutate_bytes, mutate_text, once_in, pick, raw, text, written};
@@ -6,8 +6,8 @@ use crate::support::Dice;
 use Json::{List, Object};
 
 /// The members of an envelope: their names and forms, as [`value`] reads them.
-const ENVELOPE: &str = "from:name kind:kind scope:scope recipient:name? recipient_key:32? identity:32 session:32 sequence:u64 \
-     time:u64 again:32? commitment:32 nonce:12 ciphertext:bytes tag:16 signature:256";
+const ENVELOPE: &str = "from:name kind:kind scope:scope recipient:name? recipient_key:32? identity:32 session:32 \
+     sequence:u64 time:u64 again:32? commitment:32 nonce:12 ciphertext:bytes tag:16 signature:256";
 
 const CLIENT: [(&str, &str); 17] = [
     ("register", "version:1 username:name salt:32 rounds:u32 password_key:32 public_key:bytes"),
@@ -162,7 +162,7 @@ fn object(dice: &Dice, forms: &str) -> Json {
 fn message(dice: &Dice, table: &[(&str, &str)]) -> Vec<u8> {
     let (kind, forms) = *pick(dice, table);
     let Object(mut members) = object(dice, forms) else { unreachable!("an object") };
-    // Our own programs write the type first, and then it is read in another way.
+    // Our own programs write the type first, which takes a faster path of the decoder.
     let at = if once_in(dice, 3) { dice.below(members.len() as u64 + 1) as usize } else { 0 };
     members.insert(at, ("type".into(), text(kind)));
     written(dice, Object(members))
@@ -202,7 +202,7 @@ pub fn packet(dice: &Dice) -> Case {
     Case::new(b'P', [body])
 }
 
-/// Words of the interface in disguise, and other names.
+/// Names: words of the interface, often disguised by similar letters, and others.
 pub fn name(dice: &Dice) -> Case {
     let words =
         ["all", "everyone", "me", "operator", "private", "room", "server", "you", "ali", "al", "emma"];
@@ -237,10 +237,11 @@ pub fn name(dice: &Dice) -> Case {
     Case::new(b'N', [bytes])
 }
 
-/// All spaces, some characters with several forms, and some with none.
+/// Passwords of all kinds of space, characters with several Unicode forms, and characters with none.
 pub fn password(dice: &Dice) -> Case {
-    let odd = "aZ9 ~\u{a0}\u{1680}\u{2000}\u{2007}\u{200a}\u{200b}\u{202f}\u{205f}\u{3000}\u{feff}\t\u{85}\u{2028}éüßñ\u{308}\u{301}\u{327}\
-        \u{212b}\u{2126}\u{fb01}\u{ff21}\u{1e9b}\u{323}\u{1d160}\u{390}\u{f1b}\u{ac00}\u{1100}\u{1161}\u{11a8}\u{1f600}\u{340}\u{344}\u{958}";
+    let odd = "aZ9 ~\u{a0}\u{1680}\u{2000}\u{2007}\u{200a}\u{200b}\u{202f}\u{205f}\u{3000}\u{feff}\t\u{85}\u{2028}\
+        éüßñ\u{308}\u{301}\u{327}\u{212b}\u{2126}\u{fb01}\u{ff21}\u{1e9b}\u{323}\u{1d160}\u{390}\u{f1b}\u{ac00}\u{1100}\
+        \u{1161}\u{11a8}\u{1f600}\u{340}\u{344}\u{958}";
     let odd: Vec<char> = odd.chars().collect();
     let typed: String = (0..dice.below(12)).map(|_| *pick(dice, &odd)).collect();
     Case::new(b'W', [typed.into_bytes()])
@@ -270,7 +271,7 @@ pub fn logins(dice: &Dice) -> Case {
     Case::new(b'L', [text])
 }
 
-/// What editors and crashes leave around a file, and a file around the limit of its length.
+/// Adds what editors and crashes leave around a file, or pads it to its maximum length or one byte more.
 pub fn around(dice: &Dice, text: &mut Vec<u8>) {
     match dice.below(24) {
         0 => drop(text.splice(0..0, *b"\xef\xbb\xbf")),

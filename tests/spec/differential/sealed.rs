@@ -1,10 +1,11 @@
-//! Cases with cryptography: keys in DER, envelopes, chunks, key files. What is wrong with one is signed and sealed like
-//! what is right, so that only the check in question can refuse it.
+//! Cases with cryptography: keys in DER, envelopes, chunks, key files. A flawed part is signed and sealed like a valid
+//! one, so that only its own check can refuse it.
 
 use super::Case;
-use super::json::{Json, base64, mutate_bytes, once_in, pick, raw, text, written};
+use super::json::{Json, Style, base64, mutate_bytes, once_in, pick, raw, text, written};
 use super::lines::{around, valid_name};
 use crate::support::Dice;
+use crate::vectors::unhex;
 use miniserde::{Deserialize, json};
 use rsa::pkcs8::DecodePrivateKey;
 use rsa::traits::{PrivateKeyParts, PublicKeyParts};
@@ -46,12 +47,7 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| {
     Keys { identity, identity_pkcs8, session, session_pkcs8 }
 });
 
-fn unhex(digits: &str) -> Vec<u8> {
-    let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hexadecimal");
-    (0..digits.len()).step_by(2).map(byte).collect()
-}
-
-/// The private key of a case: always the same.
+/// The private key of all cases.
 pub fn private(pkcs8: &[u8]) -> &'static SessionKey {
     assert!(pkcs8 == KEYS.session_pkcs8, "cases have one private key");
     &KEYS.session
@@ -59,10 +55,10 @@ pub fn private(pkcs8: &[u8]) -> &'static SessionKey {
 
 // ---- DER
 
-/// Odd is one of this number: none.
+/// The functions below encode one in `odd` parts wrongly; with this value, practically none.
 const NEVER: u64 = 1 << 40;
 
-/// A value with its tag and length; sometimes, the length has a form that DER does not allow.
+/// A value with its tag and length; one in `odd` has a tag or length that DER does not allow, or a value after it.
 fn tlv(dice: &Dice, odd: u64, tag: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len() as u64;
     let bytes = length.to_be_bytes();
@@ -104,7 +100,7 @@ fn integer(dice: &Dice, odd: u64, number: &[u8]) -> Vec<u8> {
 
 const RSA: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
 
-/// The algorithm rsaEncryption with its NULL.
+/// The algorithm `rsaEncryption` with its NULL.
 fn algorithm(dice: &Dice, odd: u64) -> Vec<u8> {
     let mut id = RSA.to_vec();
     if once_in(dice, odd) {
@@ -167,7 +163,7 @@ pub fn public_key(dice: &Dice) -> Case {
     Case::new(b'K', [der])
 }
 
-/// A private key. Only keys in canonical DER have one form, from which other keys are derived (PROTOCOL#history-key).
+/// A private key. Other keys are derived from its DER (PROTOCOL#history-key), so it must have exactly one form.
 pub fn private_key(dice: &Dice) -> Case {
     let mut der = KEYS.identity_pkcs8.clone();
     let odd = *pick(dice, &[NEVER, 30, 15]);
@@ -214,7 +210,7 @@ pub fn private_key(dice: &Dice) -> Case {
     Case::new(b'I', [der])
 }
 
-// ---- RSA with any encoded block
+// ---- RSA with invalid encoded blocks
 
 /// RFC 8017 appendix B.2.1.
 fn mgf1(seed: &[u8], length: usize) -> Vec<u8> {
@@ -226,14 +222,14 @@ fn masked(bytes: &[u8], seed: &[u8]) -> Vec<u8> {
     bytes.iter().zip(mgf1(seed, bytes.len())).map(|(byte, mask)| byte ^ mask).collect()
 }
 
-/// The block to this power modulo the key.
+/// The block to the power of `exponent`, modulo `modulus`.
 fn power(block: &[u8], exponent: &BoxedUint, modulus: &BoxedUint) -> [u8; 256] {
     let odd = modulus.to_odd().expect("a modulus is odd");
     let number = BoxedUint::from_be_slice(block, 2048).expect("256 bytes");
     number.pow_mod(exponent, &odd).to_be_bytes().as_ref().try_into().expect("256 bytes")
 }
 
-/// Adds the modulus, if there is room: the same number modulo the key.
+/// Adds the modulus if the sum fits: another block for the same number.
 fn add_modulus(number: [u8; 256], modulus: &BoxedUint) -> [u8; 256] {
     let (mut sum, mut carry) = (number, 0);
     for (digit, more) in sum.iter_mut().zip(modulus.to_be_bytes().iter()).rev() {
@@ -250,7 +246,7 @@ fn signature(dice: &Dice, message: &[u8], sound: bool) -> [u8; 256] {
     let key = rsa::PrivateKey::from_pkcs8_der(&KEYS.identity_pkcs8).expect("a key");
     let hash = sha256(message);
     match dice.below(6) {
-        // RFC 8017 section 9.2: the older padding.
+        // RFC 8017 section 9.2: PKCS #1 v1.5.
         0 => {
             let info = unhex("3031300d060960864801650304020105000420");
             power(&[&[0, 1][..], &[0xff; 202], &[0], &info, &hash].concat(), key.d(), key.n())
@@ -313,6 +309,10 @@ fn wrapped(dice: &Dice, secret: &[u8], hash: [u8; 32], sound: bool) -> Vec<u8> {
             power(&[vec![first], seed, block].concat(), key.e(), key.n()).to_vec()
         }
     }
+}
+
+fn object<'a>(members: impl IntoIterator<Item = (&'a str, Json)>) -> Json {
+    Json::Object(members.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
 }
 
 // ---- Envelopes
@@ -458,9 +458,9 @@ pub fn envelope(dice: &Dice) -> Case {
         ("key", &own_key),
     ];
     members.extend(binary.map(|(name, bytes)| (name, base64(bytes))));
-    let object = Json::Object(members.into_iter().map(|(name, value)| (name.to_string(), value)).collect());
-    // Few are mutated as JSON, which other cases try.
-    let line = if flawed(8) { written(dice, object) } else { super::json::Style::new(dice).write(&object) };
+    let object = object(members);
+    // Few are mutated as JSON, because other cases try that.
+    let line = if flawed(8) { written(dice, object) } else { Style::new(dice).write(&object) };
     Case::new(b'E', [identity.spki(), KEYS.session_pkcs8.clone(), line])
 }
 
@@ -489,7 +489,7 @@ pub fn group(dice: &Dice) -> Case {
     let (mut first, mut start, mut size) = (u64::from(first), u64::from(start), size);
     match dice.below(24) {
         0 => first += 1,
-        // Groups are counted from the start, so it is never behind the first chunk.
+        // Groups are counted from the start, so `start` never exceeds `first`.
         1 => start = start.saturating_sub(1),
         2 => size -= 1,
         3 => drop(payloads.pop()),
@@ -548,7 +548,7 @@ fn forged(dice: &Dice, plan: &Plan, first: u32, data: &[u8]) -> Vec<Vec<u8>> {
 pub fn key_file(dice: &Dice) -> Case {
     let (name, typed) =
         (valid_name(dice), *pick(dice, &["secret", "fünf\u{a0}Wörter", "fu\u{308}nf", "\u{212b}ngstrom"]));
-    // The form of the password that the account has.
+    // The form of the password under which the file is sealed.
     let form = if once_in(dice, 3) { Password::new(typed.into()).forms().last() } else { None };
     let password = form.unwrap_or_else(|| Password::new(typed.into()));
     let mut rounds = PBKDF2_MIN_ROUNDS;
@@ -570,7 +570,7 @@ pub fn key_file(dice: &Dice) -> Case {
     let kdf = if once_in(dice, 20) { "scrypt" } else { "PBKDF2-HMAC-SHA256" };
     let cipher = if once_in(dice, 20) { "AES-256-EAX" } else { "AES-256-GCM" };
     let version = if once_in(dice, 20) { *pick(dice, &[0, 2, u64::MAX]) } else { 1 };
-    let login = vec![("salt".to_string(), base64(&dice.bytes(32))), ("rounds".into(), raw(600_000))];
+    let login = [("salt", base64(&dice.bytes(32))), ("rounds", raw(600_000))];
     let members = [
         ("version", raw(version)),
         ("kdf", text(kdf)),
@@ -580,11 +580,10 @@ pub fn key_file(dice: &Dice) -> Case {
         ("nonce", base64(&nonce)),
         ("ciphertext", base64(&body)),
         ("tag", base64(&tag)),
-        ("logins", Json::List(vec![Json::Object(login)])),
+        ("logins", Json::List(vec![object(login)])),
     ];
-    let object = Json::Object(members.into_iter().map(|(name, value)| (name.to_string(), value)).collect());
-    let mut file =
-        if once_in(dice, 3) { written(dice, object) } else { super::json::Style::new(dice).write(&object) };
+    let object = object(members);
+    let mut file = if once_in(dice, 3) { written(dice, object) } else { Style::new(dice).write(&object) };
     around(dice, &mut file);
     Case::new(b'F', [name.into_bytes(), typed.into(), file])
 }
