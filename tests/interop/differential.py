@@ -2,9 +2,8 @@
 """Decodes cases with the decoders of `messenger.py`, for a comparison with another implementation.
 
 A case on the standard input is its length (32 bits), a letter for its kind, and its parts, each after its length. The
-answer is a length and a verdict: `+` and the content in a canonical form, or the reason for which it is refused. The
-answers of a batch follow the case of length 0 that ends it.
-`tests/spec/differential.rs` makes the cases and the same verdicts.
+answer is a length and a verdict: `+` and the content in canonical form, or the reason for a refusal. A case of length 0
+ends a batch; then the answers of the batch follow. `tests/spec/differential.rs` makes the cases and the same verdicts.
 """
 
 import json, struct, sys
@@ -52,7 +51,7 @@ PRIVATE = {}
 
 
 def private_key(der):
-    """Most cases have the same key, and checking it takes long."""
+    """Cached, because most cases have the same key, and checking it takes long."""
     if der not in PRIVATE:
         PRIVATE[der] = m.PrivateKey(der)
     return PRIVATE[der]
@@ -84,7 +83,8 @@ def group(key, transfer, place, session, *payloads):
     length = lambda index: max(0, min(m.CHUNK, size - index * m.CHUNK))
     if not payloads:
         raise m.Refused("chunk")
-    parsed = [m.parse_chunk(payload, key, transfer, first + i, start, length(first + i)) for i, payload in enumerate(payloads)]
+    parsed = [m.parse_chunk(payload, key, transfer, first + i, start, length(first + i)) for i,
+              payload in enumerate(payloads)]
     return m.sha256(m.open_chunks(private_key(session), transfer, first, parsed)).hex()
 
 
@@ -98,10 +98,12 @@ def key_file(name, typed, text):
     return f"{identity.public.fingerprint.hex()} {form.encode().hex()}"
 
 
-KINDS = {b"C": line(m.FROM_CLIENT), b"S": line(m.FROM_SERVER), b"P": packet, b"T": file_text, b"N": name, b"W": password, b"K": public_key,
-         b"I": new_private_key, b"E": envelope, b"G": group, b"L": logins, b"F": key_file}
-# Where the specification does not say which of several reasons counts, one word stands for all.
-PLAIN = {b"P": "malformed", b"T": "text", b"N": "malformed", b"K": "bad_key", b"I": "bad_key", b"G": "chunk", b"L": "key_file", b"F": "key_file"}
+KINDS = {b"C": line(m.FROM_CLIENT), b"S": line(m.FROM_SERVER), b"P": packet, b"T": file_text, b"N": name,
+         b"W": password, b"K": public_key, b"I": new_private_key, b"E": envelope, b"G": group, b"L": logins,
+         b"F": key_file}
+# Where the specification does not state the order of the checks, one word represents all reasons.
+PLAIN = {b"P": "malformed", b"T": "text", b"N": "malformed", b"K": "bad_key", b"I": "bad_key", b"G": "chunk",
+         b"L": "key_file", b"F": "key_file"}
 
 
 def verdict(kind, parts):
@@ -109,7 +111,8 @@ def verdict(kind, parts):
         return "+" + KINDS[kind](*parts)
     except m.Refused as error:
         return PLAIN.get(kind) or (str(error) if error.code == "unsupported_version" else error.code)
-    except Exception as error:                                       # a fault of this client, which is a difference
+    # a fault of this client is reported as a difference
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -124,7 +127,7 @@ def main():
                 parts.append(case[at + 4:end])
                 at = end
             answers.append(verdict(case[:1], parts).encode(errors="backslashreplace"))
-        else:                                                        # the end of a batch, which is read before it is answered
+        else:                                                        # the end of a batch: answer it
             write(b"".join(struct.pack(">I", len(answer)) + answer for answer in answers))
             sys.stdout.buffer.flush()
             answers = []

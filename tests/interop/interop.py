@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Two independent implementations of one specification talk to each other: `messenger.py` (Python)
-and the reference's programs, with a real server, over real TLS.
+and the programs of the reference implementation (Rust), with a real server, over real TLS.
 
     python3 interop.py --server PATH --client PATH [--vectors PATH]
 
 Prints `ok NAME` for each step. Stops at the first step that fails, with the reason and status 1.
-Every wait is for an event, with a deadline; nothing sleeps.
+Every wait is for an event or a file, with a deadline.
 """
 
 import argparse, json, os, re, select, shutil, signal, subprocess, sys, tempfile, time, traceback
@@ -14,7 +14,7 @@ import messenger as m
 from messenger import Client, Envelope, Lost, MessengerError, PrivateKey, PublicKey, Refused, fields
 
 DEADLINE = 15                                                # seconds, for each wait
-ROUNDS = 100_000                                             # of the Python accounts: the minimum
+ROUNDS = 100_000                                             # PBKDF2 rounds of the Python accounts: the minimum
 
 
 def check(condition, reason):
@@ -36,8 +36,9 @@ class Rust:
 
     def __init__(self, world, *command):
         self.world, self.lines, self._rest = world, [], b""
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        env={"HOME": world.folder, "PATH": os.defpath}, cwd=world.folder)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT, env={"HOME": world.folder, "PATH": os.defpath},
+                                        cwd=world.folder)
         world.processes.append(self)
         os.set_blocking(self.process.stdout.fileno(), False)
 
@@ -47,7 +48,8 @@ class Rust:
     @staticmethod
     def remove(world, name):
         """The operator removes an account."""
-        world.all.append(Rust(world, world.arguments.server, "user", "remove", name, "--data-dir", world.path("server")))
+        world.all.append(Rust(world, world.arguments.server, "user", "remove", name, "--data-dir",
+                              world.path("server")))
 
     def read(self):
         data = self.process.stdout.read(1 << 20)
@@ -61,13 +63,14 @@ class Rust:
         self.process.stdin.flush()
 
     def expect(self, wanted):
-        """Waits for the first line that equals `wanted` (or matches it, if it is a pattern), removes and returns it."""
+        """Waits for the first line that equals `wanted` or matches that pattern; removes and returns it."""
         def found():
             for i, line in enumerate(self.lines):
                 if match := (wanted.search(line) if isinstance(wanted, re.Pattern) else line == wanted):
                     del self.lines[i]
                     return match
-        return self.world.until(found, f"the line {str(wanted)[:200]!r}; got {[line[:200] for line in self.lines[-12:]]}")
+        return self.world.until(found,
+                                f"the line {str(wanted)[:200]!r}; got {[line[:200] for line in self.lines[-12:]]}")
 
     def stop(self):
         if self.process.poll() is None:
@@ -107,12 +110,14 @@ class World:
                         return result
             left = deadline - time.monotonic()
             check(left > 0, f"timed out waiting for {reason}")
-            for ready in select.select([*self.processes, *self.clients], [], [], min(left, 0.2))[0]:    # files change without an event
+            # files change without an event
+            for ready in select.select([*self.processes, *self.clients], [], [], min(left, 0.2))[0]:
                 if isinstance(ready, Rust):
                     ready.read()
 
     def start_server(self, *options, port=0):
-        self.server = server = Rust(self, self.arguments.server, "--host", "127.0.0.1", "--port", str(port), "--data-dir", self.path("server"), *options)
+        self.server = server = Rust(self, self.arguments.server, "--host", "127.0.0.1", "--port", str(port),
+                                    "--data-dir", self.path("server"), *options)
         self.all.append(server)
         self.fingerprint = server.expect(re.compile(r"SHA256:\S+"))[0]
         self.port = int(server.expect(re.compile(r"listening on .*:(\d+)$"))[1])
@@ -128,14 +133,16 @@ class World:
         password_file = self.path(name + ".password")
         with os.fdopen(os.open(password_file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write((password or typed(name)) + "\n")
-        client = Rust(self, self.arguments.client, "--plain", "--host", "127.0.0.1", "--port", str(self.port), "--fingerprint", self.fingerprint,
-                      "--data-dir", self.path(name), "--user", name, "--password-file", password_file, *options)
+        client = Rust(self, self.arguments.client, "--plain", "--host", "127.0.0.1", "--port", str(self.port),
+                      "--fingerprint", self.fingerprint, "--data-dir", self.path(name), "--user", name,
+                      "--password-file", password_file, *options)
         self.all.append(client)
         return client
 
     def python(self, name, identity=None, password=None, key_file=None, mailbox=None):
         password, identity = password or m.prepared(typed(name)), identity or PrivateKey()
-        return Client("127.0.0.1", self.port, self.fingerprint, name, password, identity, key_file=key_file, mailbox=mailbox and self.path(mailbox))
+        return Client("127.0.0.1", self.port, self.fingerprint, name, password, identity, key_file=key_file,
+                      mailbox=mailbox and self.path(mailbox))
 
     def log_in(self, client, register=False):
         client.connect()
@@ -164,7 +171,7 @@ class World:
 
 
 def typed(name):
-    """A password as a Mac sends it: decomposed, with the no-break space that Option and the space bar type."""
+    """A password as macOS may send it: decomposed, with the no-break space of Option and the space bar."""
     return f"Secre\u0301t\u00a0{name}"
 
 
@@ -178,9 +185,11 @@ def vectors_primitives(v):
     for which in ("identity", "session"):
         key = PrivateKey(unhex(v[which]["pkcs8"])).public
         check(key.der.hex() == v[which]["spki"] and key.short.hex() == v[which]["short"], which)
-        check("SHA256:" + m.base64_of(key.fingerprint).rstrip("=") == v[which]["fingerprint"], f"fingerprint of {which}")
+        check("SHA256:" + m.base64_of(key.fingerprint).rstrip("=") == v[which]["fingerprint"],
+              f"fingerprint of {which}")
     for x in v["passwords"]:
-        check([form.encode().hex() for form in m.password_forms(x["typed"])] == x["forms"], f"the forms of {x['typed']}")
+        check([form.encode().hex() for form in m.password_forms(x["typed"])] == x["forms"],
+              f"the forms of {x['typed']}")
     for x in v["pbkdf2"]:
         check(m.password_key(x["password"], unhex(x["salt"]), x["rounds"], least=1).hex() == x["key"], "pbkdf2")
     for x in v["hmac"]:
@@ -198,26 +207,32 @@ def vectors_primitives(v):
     for x in v["pss"]:
         check(identity.verify(unhex(x["message"]), unhex(x["signature"])), "pss")
     check(fields("fake salt", v["fake_salt"]["name"])[4:].startswith(b"secure-messenger/1 fake salt"), "labels")
-    check(m.hmac256(unhex(v["fake_salt"]["secret"]), fields("fake salt", v["fake_salt"]["name"])).hex() == v["fake_salt"]["salt"], "fake salt")
+    check(m.hmac256(unhex(v["fake_salt"]["secret"]),
+                    fields("fake salt", v["fake_salt"]["name"])).hex() == v["fake_salt"]["salt"], "fake salt")
     check(fields("", "ab", 1)[-18:].hex() == "00000002" "6162" "00000008" "0000000000000001", "the example of Fields")
 
 
 def vectors_keys_and_login(v):
     file = v["key_file"]
     identity, password = m.open_key_file(file["text"].encode(), file["owner"], file["password"])
-    check(identity.pkcs8().hex() == v["identity"]["pkcs8"] and password == file["password"], "the key in the key file, as PKCS#8")
+    check(identity.pkcs8().hex() == v["identity"]["pkcs8"] and password == file["password"],
+          "the key in the key file, as PKCS#8")
     refused("decrypt", lambda: m.open_key_file(file["text"].encode(), "alicE", file["password"]))
     logins = [(unhex(x["salt"]), x["rounds"]) for x in file["logins"]]
     check(m.key_file_logins(file["text"].encode()) == logins, "the logins in the key file")
     session, x = PublicKey(unhex(v["session"]["spki"])), v["certificate"]
     check(m.certificate_text(x["owner"], session, x["created"]).hex() == x["signed"], "what a certificate signs")
     for at, good in ((-2 * m.HOUR, True), (26 * m.HOUR, True), (-2 * m.HOUR - 1, False), (26 * m.HOUR + 1, False)):
-        act = lambda: m.check_certificate(identity.public, x["owner"], session, x["created"], unhex(x["signature"]), x["created"] + at)
+        act = lambda: m.check_certificate(identity.public, x["owner"], session, x["created"], unhex(x["signature"]),
+                                          x["created"] + at)
         act() if good else refused("certificate", act)
     y = v["mailbox_certificate"]
-    check(m.certificate_text(y["owner"], session, y["created"], "mailbox").hex() == y["signed"], "what a mailbox certificate signs")
-    for of, kind, at, good in ((y, "mailbox", 30 * 24 * m.HOUR, True), (y, "mailbox", 30 * 24 * m.HOUR + 1, False), (x, "mailbox", 0, False), (y, "session", 0, False)):
-        act = lambda: m.check_certificate(identity.public, y["owner"], session, y["created"], unhex(of["signature"]), y["created"] + at, kind)
+    check(m.certificate_text(y["owner"], session, y["created"], "mailbox").hex() == y["signed"],
+          "what a mailbox certificate signs")
+    for of, kind, at, good in ((y, "mailbox", 30 * 24 * m.HOUR, True), (y, "mailbox", 30 * 24 * m.HOUR + 1, False),
+                               (x, "mailbox", 0, False), (y, "session", 0, False)):
+        act = lambda: m.check_certificate(identity.public, y["owner"], session, y["created"], unhex(of["signature"]),
+                                          y["created"] + at, kind)
         act() if good else refused("certificate", act)
     for x in v["logins"]:
         register, challenge, response = (m.parse(x[key].encode()) for key in ("register", "challenge", "response"))
@@ -225,7 +240,8 @@ def vectors_keys_and_login(v):
         nonce = m.binary(challenge, "nonce", 32)
         check(key.hex() == x["password_key"] and m.base64_of(key) == register["password_key"], "password key")
         answered = fields("login response", x["name"], nonce, unhex(x["exporter"]), session.fingerprint)
-        check(answered.hex() == x["answered"] and m.base64_of(m.hmac256(key, answered)) == response["response"], "response")
+        check(answered.hex() == x["answered"] and m.base64_of(m.hmac256(key, answered)) == response["response"],
+              "response")
         proof = fields("login proof", x["name"], nonce, unhex(x["exporter"]), session.fingerprint)
         check(proof.hex() == x["proof_signed"], "what the login proof signs")
         check(identity.public.verify(proof, m.binary(response, "proof", 256)), "login proof")
@@ -235,7 +251,7 @@ def vectors_keys_and_login(v):
 
 # PROTOCOL#mailbox-file-form, PROTOCOL#mailbox-file-key, PROTOCOL#mailbox-file-record.
 def vectors_mailbox_file(v):
-    x, identity, session = v["mailbox_file"], PrivateKey(unhex(v["identity"]["pkcs8"])), PrivateKey(unhex(v["session"]["pkcs8"]))
+    x, identity, session = v["mailbox_file"], *(PrivateKey(unhex(v[key]["pkcs8"])) for key in ("identity", "session"))
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, x["file"])
         check(x["file"] == m.name_hash(x["owner"], x["server"]), "the name of the file")
@@ -247,8 +263,10 @@ def vectors_mailbox_file(v):
         mailbox, key = opened(x["text"]), session.public.fingerprint
         check(mailbox._secret.hex() == x["key"], "the key of the file")
         for again in (False, True):                                  # as it is, and as this client writes it
-            check([(at, created) for at, (_, created) in mailbox.keys.items()] == [(key, 1_800_000_000_000)], mailbox.keys)
-            check(mailbox.taken == {("bob", b"\x11" * 32, key, 1): b"\x21" * 32, ("Carol-3", b"\x12" * 32, key, 2**53 + 1): b"\x22" * 32}, mailbox.taken)
+            check([(at, created) for at, (_, created) in mailbox.keys.items()] == [(key, 1_800_000_000_000)],
+                  mailbox.keys)
+            check(mailbox.taken == {("bob", b"\x11" * 32, key, 1): b"\x21" * 32,
+                                    ("Carol-3", b"\x12" * 32, key, 2**53 + 1): b"\x22" * 32}, mailbox.taken)
             check(mailbox.shown == {("bob", b"\x21" * 32)}, mailbox.shown)
             mailbox.erase([bytes(32)])
             mailbox.close()
@@ -264,7 +282,7 @@ def vectors_mailbox_file(v):
 
 
 def recipient_of_vectors(v, session):
-    """The person that the vectors' envelopes are for, without a connection."""
+    """The recipient of the vectors' envelopes, without a connection."""
     client = Client("", 0, "", "Bob-2", "", session)
     client._begin_session(session)
     client.server_key = m.sha256(b"the server's key")
@@ -280,7 +298,8 @@ def vectors_envelopes(v):
         envelope = Envelope.parse(message)
         check(envelope.header().hex() == x["header"], f"header of {x['what']}")
         check(envelope.signed().hex() == x["signed"], f"signed bytes of {x['what']}")
-        check(m.sha256(envelope.header()).hex() == x["oaep_label"] and m.sha256(envelope.signed()).hex() == x["signed_sha256"], "hashes")
+        check(m.sha256(envelope.header()).hex() == x["oaep_label"]
+              and m.sha256(envelope.signed()).hex() == x["signed_sha256"], "hashes")
         check(m.pad(unhex(x["plaintext"])).hex() == x["padded"], f"padding of {x['what']}")
         listed = m.member_list(x["members"]) if x["members"] else b""
         check((listed + unhex(x["text"])).hex() == x["plaintext"], f"members of {x['what']}")
@@ -290,8 +309,9 @@ def vectors_envelopes(v):
         shown = [event for event in client.events if event.kind == message["kind"]]
         check(len(shown) == 1 and shown[0].text == unhex(x["text"]).decode(), f"{x['what']}: {list(client.events)}")
         check(shown[0].members == x["members"], f"members of {x['what']}: {shown}")
-    codes = {"a commitment to another key": "commitment", "the label of another header": "unwrap", "no label": "unwrap", "a key of 31 bytes": "unwrap",
-             "the counter of a file's chunk": "decrypt", "other associated data": "decrypt", "the id of another key": "key_id"}
+    codes = {"a commitment to another key": "commitment", "the label of another header": "unwrap", "no label": "unwrap",
+             "a key of 31 bytes": "unwrap", "the counter of a file's chunk": "decrypt",
+             "other associated data": "decrypt", "the id of another key": "key_id"}
     codes.update({x["what"]: "members" for x in v["wrong_lists"]})
     for x in v["wrong_envelopes"] + v["wrong_lists"]:
         client = recipient_of_vectors(v, session)
@@ -315,7 +335,7 @@ def vectors_chunks(v):
                 m.open_chunks(session, transfer, index, [m.parse_chunk(spoiled, key, transfer, index, start, length)])))
 
 
-# ---------------------------------------------------------------- talking
+# ---------------------------------------------------------------- messages
 
 # PROTOCOL#register, PROTOCOL#registered, PROTOCOL#login_request, PROTOCOL#challenge, PROTOCOL#challenge_response,
 # PROTOCOL#session, PROTOCOL#login-failed, PROTOCOL#exporter.
@@ -364,7 +384,8 @@ def rooms(world, alice, bob):
     world.delivered(alice.open_room("bob"))
     bob.expect(re.compile(r"^\* alice has opened a private room with you"))
     bob.say("/room alice", "in the room", "/leave", "outside")
-    for kind, scope, text in (("room_opened", "room", ""), ("message", "room", "in the room"), ("room_left", "room", ""), ("message", "broadcast", "outside")):
+    for kind, scope, text in (("room_opened", "room", ""), ("message", "room", "in the room"),
+                              ("room_left", "room", ""), ("message", "broadcast", "outside")):
         event = world.event(alice, kind, name="bob")
         check((event.scope, event.text) == (scope, text), event)
     world.delivered(*alice.room(["bob"], "still here"), alice.leave_room("bob"))
@@ -376,7 +397,8 @@ def rooms(world, alice, bob):
 def room_of_three(world, alice, bob, carol):
     copies = alice.room(["bob", "carol"], "the three of us")
     world.delivered(*copies)
-    check(len({copy.time for copy in copies}) == len({copy.id for copy in copies}) == 2, "copies of a room message can be linked")
+    check(len({copy.time for copy in copies}) == len({copy.id for copy in copies}) == 2,
+          "copies of a room message can be linked")
     for rust in (bob, carol):
         rust.expect("<alice -> bob, carol> the three of us")
     bob.say("/room CAROL alice", "and me")
@@ -416,7 +438,8 @@ def key_files(world, alice, bob):
         rust.expect(re.compile(rf"^\* logged in as {name}"))
         rust.expect(re.compile(r"now records how this server asks for your password"))
         with open(world.path(name, "keys", f"{name}_private.key"), "rb") as file:
-            check(m.key_file_logins(file.read()) == list(python._key_at), "what the client has put into a file without logins")
+            check(m.key_file_logins(file.read()) == list(python._key_at),
+                  "what the client has put into a file without logins")
         rust.say("/msg alice from a key file of Python")
         event = world.event(alice, "message", name=name, text="from a key file of Python")
         check(alice.person(name).remembered == python.identity.public.fingerprint, event)
@@ -489,7 +512,8 @@ def resuming(world, alice, bob):
         alice.transport.abort()
         jobs += [alice.send("bob", f"to bob {part}-while lost-{i}") for i in range(5)]
         refused("closed", lambda: alice.poll(0))
-        if part == 1:                                                # without its token, nobody can resume the session, or end it
+        # without its token, nobody can resume the session, or end it
+        if part == 1:
             thief = world.python("alice", alice.identity)
             thief.token, thief.frames = bytes(32), alice.frames
             refused("no_session", thief.resume)
@@ -501,17 +525,20 @@ def resuming(world, alice, bob):
     world.until(lambda: sum(event.kind == "message" for event in alice.events) >= len(alice_hears), "bob's texts")
     world.delivered(alice.send("bob", "the end"))
     world.until(lambda: "<alice -> bob> the end" in bob.lines, "alice's texts")
-    check([event.text for event in alice.events if event.kind == "message"] == alice_hears, "texts for alice are lost, repeated or out of order")
+    check([event.text for event in alice.events if event.kind == "message"] == alice_hears,
+          "texts for alice are lost, repeated or out of order")
     prefix = "<alice -> bob> "
-    check([line[len(prefix):] for line in bob.lines if line.startswith(prefix)] == [*bob_hears, "the end"], "texts for bob are lost, repeated or out of order")
-    check(not [line for line in bob.lines if line.startswith("!") or "online" in line], f"bob has noticed: {bob.lines[-5:]}")
+    check([line[len(prefix):] for line in bob.lines if line.startswith(prefix)] == [*bob_hears, "the end"],
+          "texts for bob are lost, repeated or out of order")
+    check(not [line for line in bob.lines if line.startswith("!") or "online" in line],
+          f"bob has noticed: {bob.lines[-5:]}")
     check({event.kind for event in alice.events} == {"message"}, f"alice has noticed: {alice.events}")
     bob.lines.clear(), alice.events.clear()
 
 
 # PROTOCOL#no-session.
 def wrong_resumption(world, alice):
-    """`no_session` for a wrong proof (above) and for a count that was never reached; the session remains."""
+    """`no_session` answers a count that was never reached, like the wrong proof above. The session remains."""
     alice.transport.abort()
     received, alice.frames.received = alice.frames.received, 10**6
     refused("no_session", alice.resume)
@@ -564,7 +591,8 @@ def files_from_rust(world, alice, bob):
         bob.expect(re.compile(rf'^\* alice has received "{name}"'))
         with open(transfer.path, "rb") as file:
             check(file.read() == data, f"{transfer.path} has the wrong content")
-    check(sorted(os.listdir(world.path("received"))) == ["bob~exact too", "bob~from bob.bin", "bob~nothing"], "something else in the folder")
+    check(sorted(os.listdir(world.path("received"))) == ["bob~exact too", "bob~from bob.bin", "bob~nothing"],
+          "something else in the folder")
 
 
 # PROTOCOL#file_reject, PROTOCOL#file_cancel.
@@ -584,7 +612,8 @@ def refused_files(world, alice, bob):
     world.until(lambda: transfer.index, "the first chunk")
     alice.cancel_file(transfer)
     bob.expect(re.compile(r'^! alice has cancelled "unwanted"'))
-    transfer = alice.offer_file("bob", path)                         # bob cancels before alice learns that he has accepted
+    # bob cancels before alice learns that he has accepted
+    transfer = alice.offer_file("bob", path)
     number = bob.expect(re.compile(OFFERED % "unwanted"))[1]
     world.clients.remove(alice)
     bob.say("/acceptfile " + number, "/cancel " + number)
@@ -601,7 +630,8 @@ def refused_files(world, alice, bob):
     world.until(lambda: transfer.index >= 2 * m.GROUP, "the first chunks")
     alice.cancel_file(transfer)
     bob.expect(re.compile(r'^! alice has cancelled "unwanted"'))
-    check(not [name for name in os.listdir(world.path("received")) if "unwanted" in name or "part" in name], "a file was left")
+    check(not [name for name in os.listdir(world.path("received")) if "unwanted" in name or "part" in name],
+          "a file was left")
 
 
 # PROTOCOL#go-on.
@@ -658,10 +688,11 @@ def spoiled_chunks(world, alice, bob):
     over(world, transfer, "ended")
     alice._on_packet = take
     bob.expect(re.compile(r'^! .*spoiled'))
-    check(not [name for name in os.listdir(world.path("received")) if "spoiled" in name or "part" in name], "a file was left")
+    check(not [name for name in os.listdir(world.path("received")) if "spoiled" in name or "part" in name],
+          "a file was left")
 
 
-# ---------------------------------------------------------------- hostile
+# ---------------------------------------------------------------- attacks
 
 def shoot(world, alice, envelope, message_key, wrapped=None):
     """Sends an arbitrary envelope from alice's account to bob."""
@@ -682,8 +713,9 @@ def false_envelopes_for_rust(world, alice, bob):
 
     def forged(text="forged", sign=True, message_key=m.secrets.token_bytes(32), **members):
         place = (alice.key.public.fingerprint, session.fingerprint)
-        given = {"sender": "alice", "kind": "message", "scope": "private", "recipient": "bob", "recipient_key": session.fingerprint,
-                 "session": alice.key.public.fingerprint, "sequence": alice.person("bob").sequences[place] + 1, "time": m.now()}
+        given = {"sender": "alice", "kind": "message", "scope": "private", "recipient": "bob",
+                 "recipient_key": session.fingerprint, "session": alice.key.public.fingerprint,
+                 "sequence": alice.person("bob").sequences[place] + 1, "time": m.now()}
         after = {key: members.pop(key) for key in ("identity", "commitment", "tag", "signature") if key in members}
         envelope = Envelope.seal(alice.identity, text.encode(), message_key, **{**given, **members})
         envelope.__dict__.update(after)
@@ -740,11 +772,14 @@ def false_envelopes_for_python(world, alice, bob):
 
     alice.events.clear()
     for changed, codes in (
-            ({"from": "carol"}, {"identity"}), ({"from": "BOB"}, {"name"}), ({"from": "alice"}, {"name"}), ({"kind": "hello"}, {"signature"}),
-            ({"kind": "room_left"}, {"kind"}), ({"scope": "room"}, {"signature"}), ({"scope": "broadcast"}, {"recipient"}), ({"recipient": "carol"}, {"signature"}),
-            ({"sequence": genuine["sequence"] + 1}, {"signature"}), ({"sequence": 0}, {"malformed"}), ({"sequence": 1.5}, {"malformed"}),
-            ({"sequence": True}, {"malformed"}), ({"time": genuine["time"] + 1}, {"signature"}), ({"tag": genuine["nonce"]}, {"malformed"}),
-            ({"nonce": genuine["nonce"] + "\n"}, {"malformed"}), ({"signature": None}, {"malformed"}), ({"key": flipped("key")}, {"key_id"}), ({"key": flipped("key", 100)}, {"unwrap"}),
+            ({"from": "carol"}, {"identity"}), ({"from": "BOB"}, {"name"}), ({"from": "alice"}, {"name"}),
+            ({"kind": "hello"}, {"signature"}), ({"kind": "room_left"}, {"kind"}), ({"scope": "room"}, {"signature"}),
+            ({"scope": "broadcast"}, {"recipient"}), ({"recipient": "carol"}, {"signature"}),
+            ({"sequence": genuine["sequence"] + 1}, {"signature"}), ({"sequence": 0}, {"malformed"}),
+            ({"sequence": 1.5}, {"malformed"}), ({"sequence": True}, {"malformed"}),
+            ({"time": genuine["time"] + 1}, {"signature"}), ({"tag": genuine["nonce"]}, {"malformed"}),
+            ({"nonce": genuine["nonce"] + "\n"}, {"malformed"}), ({"signature": None}, {"malformed"}),
+            ({"key": flipped("key")}, {"key_id"}), ({"key": flipped("key", 100)}, {"unwrap"}),
             *(({key: flipped(key)}, {"identity"} if key == "identity" else {"signature"}) for key in (
                 "recipient_key", "identity", "session", "commitment", "nonce", "ciphertext", "tag", "signature"))):
         alice._on_encrypted_message({**genuine, **changed})
@@ -759,7 +794,7 @@ def false_envelopes_for_python(world, alice, bob):
 
 # PROTOCOL#check-identity, PROTOCOL#ends-at-once.
 def changed_keys(world, alice, bob):
-    """An operator gives the name eve another key: both programs refuse it until their user trusts it."""
+    """The name eve gets another key: both programs refuse it until their user trusts it."""
     eve = world.log_in(world.python("eve"), register=True)
     world.delivered(eve.broadcast("I am eve"))
     bob.expect("<eve> I am eve")
@@ -788,7 +823,8 @@ def changed_keys(world, alice, bob):
 def unknown_types(world, alice, bob):
     for line, code in (({"type": "hello"}, "unknown_type"), ({"type": 5}, "malformed"), ({"no": "type"}, "malformed"),
                        ({"type": "keys_request", "names": [f"n{i}" for i in range(65)]}, "bad_targets"),
-                       ({"type": "login_request", "version": 1, "username": "alice", "public_key": ""}, "already_logged_in"),
+                       ({"type": "login_request", "version": 1, "username": "alice", "public_key": ""},
+                        "already_logged_in"),
                        ({"type": "resume_request", "version": 1, "username": "alice"}, "already_logged_in")):
         alice._send(line)
         world.event(alice, "error", code=code)
@@ -800,11 +836,11 @@ def unknown_types(world, alice, bob):
 
 # PROTOCOL#lost, PROTOCOL#ack-when.
 def lost_messages(world, alice, bob):
-    """A session ends before its client has acknowledged messages: both programs send them again, or report them to their senders."""
+    """A session ends before its client acknowledges messages: the senders' programs resend or report them."""
     eve = world.log_in(world.python("eve2"), register=True)
     world.delivered(alice.send("eve2", "shown"))
     world.event(eve, "message", text="shown")                        # acknowledged at once
-    world.clients.remove(eve)                                        # from here on, nobody reads for her
+    world.clients.remove(eve)                                        # from here on, her client reads nothing
     jobs = [alice.send("eve2", text) for text in ("one", "two")]
     world.delivered(*jobs)
     bob.say("/msg eve2 three")
@@ -813,7 +849,7 @@ def lost_messages(world, alice, bob):
     for text in ("one", "two"):
         world.event(again, "message", text=text, marked=True)
     world.delivered(*jobs)
-    alice._on_lost({"id": 10**6, "name": "eve2"})                    # not one that it still has
+    alice._on_lost({"id": 10**6, "name": "eve2"})                    # a message that alice no longer has
     world.event(alice, "lost", id=10**6, name="eve2")
     world.event(again, "message", name="bob", text="three", marked=True)
     again._acknowledge()
@@ -835,7 +871,8 @@ def changed_password(world, alice, _):
     m.open_key_file(text, "alice", "another secret")
     check(m.key_file_logins(text) == list(alice._key_at), "the login in the key file of the new password")
     refused("login_failed", lambda: world.python("alice", alice.identity).connect().login())
-    refused("unknown_login", lambda: world.python("alice", alice.identity, key_file=world.path("copy.key")).connect().login())
+    refused("unknown_login",
+            lambda: world.python("alice", alice.identity, key_file=world.path("copy.key")).connect().login())
     second = world.log_in(world.python("alice", alice.identity, "another secret"))
     world.event(alice, "error", code="signed_in_elsewhere")
     world.clients.remove(alice)
@@ -847,7 +884,7 @@ def changed_password(world, alice, _):
 # ---------------------------------------------------------------- mail
 
 def arrives(world, name, *options, identity=None, mailbox=None):
-    """Logs in with a mailbox file, a new account without `identity`. Returns when the key of the next absence is set."""
+    """Logs in with a mailbox file, and registers without `identity`. Returns when the new mailbox key is set."""
     client = world.log_in(world.python(name, identity, mailbox=mailbox or name + ".mailbox"), register=identity is None)
     world.event(client, "mailbox_set")
     return client
@@ -869,15 +906,17 @@ def returns(world, client):
 def messages(client):
     """The messages that were shown so far, in order."""
     shown = [event for event in client.events if event.kind == "message"]
-    problems = [event for event in client.events if event.kind in ("refused", "gap", "key_refused", "odd_time", "mailbox_refused", "mail_elsewhere")]
+    problems = [event for event in client.events
+                if event.kind in ("refused", "gap", "key_refused", "odd_time", "mailbox_refused", "mail_elsewhere")]
     check(not problems, problems)
     client.events.clear()
     return [(event.name, event.scope, event.text, event.mail) for event in shown]
 
 
-# PROTOCOL#mailbox, PROTOCOL#mailbox_set, PROTOCOL#mail_request, PROTOCOL#mail, PROTOCOL#mail_done, PROTOCOL#keeping, PROTOCOL#fetching.
+# PROTOCOL#mailbox, PROTOCOL#mailbox_set, PROTOCOL#mail_request, PROTOCOL#mail, PROTOCOL#mail_done, PROTOCOL#keeping,
+# PROTOCOL#fetching.
 def mail_between_pythons(world):
-    """What waits for carol survives the server's death, and arrives once and in order."""
+    """Mail for carol survives a kill of the server, and arrives once and in order."""
     alice, bob, carol = (arrives(world, name) for name in ("alice", "bob", "carol"))
     dave = arrives(world, "dave")
     world.delivered(alice.send("carol", "while you are here"))
@@ -903,8 +942,10 @@ def mail_between_pythons(world):
     check([(event.text, event.members) for event in carol.events if event.kind == "message" and event.scope == "room"]
           == [("two", ["alice", "bob", "carol"]), ("three", ["alice", "bob", "carol"])], carol.events)
     arrived = messages(carol)
-    check([text for name, _, text, _ in arrived if name == "alice"] == texts, "alice's texts are lost, repeated or out of order")
-    check([text for name, _, text, _ in arrived if name == "bob"] == ["three"] and all(mail for *_, mail in arrived), arrived[:4])
+    check([text for name, _, text, _ in arrived if name == "alice"] == texts,
+          "alice's texts are lost, repeated or out of order")
+    check([text for name, _, text, _ in arrived if name == "bob"] == ["three"] and all(mail for *_, mail in arrived),
+          arrived[:4])
     check(len(carol.mailbox.keys) == 1 and not carol.mailbox.taken, "the former key has not been erased")
     world.delivered(alice.send("carol", "live again"))
     world.event(carol, "message", text="live again", mail=False)
@@ -918,7 +959,7 @@ def mail_between_pythons(world):
 
 # PROTOCOL#stale, PROTOCOL#lost, PROTOCOL#outcome.
 def changes_of_key(world, alice, bob, carol):
-    """A message under a key that is no longer in use, or that the recipient never took, is sealed again for the key in use."""
+    """A message is sealed again if its key is no longer in use, or if the recipient never received it."""
     leaves(world, carol, (alice, bob))
     world.outcome("kept", alice.send("carol", "kept"))
     world.clients.remove(alice)                                      # she does not see that carol has returned
@@ -932,11 +973,13 @@ def changes_of_key(world, alice, bob, carol):
     for overtaken in (False, True):                                  # `lost` may come before `sent`
         heard, answered = [], alice._on_sent
         carol._acknowledge()
-        world.clients.remove(carol)                                  # she reads and acknowledges nothing any more
+        # from here on, carol reads and acknowledges nothing
+        world.clients.remove(carol)
         alice._on_sent = heard.append if overtaken else answered
         world.until(lambda: "carol" in alice.online, "carol's presence")
         jobs = [alice.send("carol", "lost 1"), *alice.room(["carol"], "lost 2"), alice.send("carol", "lost 3")]
-        world.until(lambda: len(heard) == 3 or all(job.outcome == {"carol": "delivered"} for job in jobs), "the answers")
+        world.until(lambda: len(heard) == 3 or all(job.outcome == {"carol": "delivered"} for job in jobs),
+                    "the answers")
         carol._send({"type": "logout"})
         world.until(lambda: "carol" not in alice.online, "carol's logout")
         alice._on_sent = answered
@@ -961,8 +1004,9 @@ def crash(kind=None, *_, **__):
 
 # PROTOCOL#mail-records, PROTOCOL#mail-erasing, PROTOCOL#mail-order.
 def crashes(world, alice, carol):
-    """Carol's client dies at each point between fetching and erasing: nothing is lost, and nothing arrives twice without a mark."""
-    for point, expected in (("_take", [("a", False), ("b", False)]), ("_tell", [("a", True), ("b", True)]), ("_confirm", []), ("_on_mailbox_set", [])):
+    """Carol's client dies at each step from fetching to erasing: it loses nothing, and marks what it may have shown."""
+    for point, expected in (("_take", [("a", False), ("b", False)]), ("_tell", [("a", True), ("b", True)]),
+                            ("_confirm", []), ("_on_mailbox_set", [])):
         leaves(world, carol, [alice])
         world.outcome("kept", alice.send("carol", "a"), alice.send("carol", "b"))
         carol = world.python("carol", carol.identity, mailbox="carol.mailbox")
@@ -987,7 +1031,7 @@ def crashes(world, alice, carol):
 
 # PROTOCOL#mail-refusals, PROTOCOL#mail-order.
 def mail_that_fails_a_check(world, alice, carol):
-    """Carol confirms mail that fails a check for good, and shows none of it. Mail is what its key says, however it arrives."""
+    """Carol confirms mail that fails a check, and does not show it. Live envelopes for a mailbox key are mail."""
     leaves(world, carol, [alice])
     world.outcome("kept", *(alice.send("carol", f"genuine {i}") for i in range(3)))
     carol = world.python("carol", carol.identity, mailbox="carol.mailbox")
@@ -997,7 +1041,8 @@ def mail_that_fails_a_check(world, alice, carol):
     carol._hold_until += 600
     world.until(lambda: "carol" in alice.online, "carol's presence")
     world.delivered(alice.send("carol", "live"), alice.broadcast("for all"))
-    world.event(carol, "message", text="for all")                    # only what is for one recipient waits for the mail
+    # only envelopes for one recipient wait for the mail
+    world.event(carol, "message", text="for all")
     carol._acknowledge()
     check(carol.frames.told < carol.frames.received, "a message that waits is acknowledged")
     first, second, third = (kept["message"] for kept in heard[0]["mail"])
@@ -1005,71 +1050,86 @@ def mail_that_fails_a_check(world, alice, carol):
     key = next(iter(carol.mailbox.keys.values()))[0].public
 
     def sealed(for_key=key, **members):
-        given = {"sender": "alice", "kind": "message", "scope": "private", "recipient": "carol", "recipient_key": for_key.fingerprint,
-                 "session": session, "sequence": 100, "time": m.now()}
+        given = {"sender": "alice", "kind": "message", "scope": "private", "recipient": "carol",
+                 "recipient_key": for_key.fingerprint, "session": session, "sequence": 100, "time": m.now()}
         envelope = Envelope.seal(alice.identity, b"", b"k" * 32, **{**given, **members})
         return {**envelope.wire(), "key": m.base64_of(envelope.wrap(for_key, b"k" * 32))}
 
-    for changed, code in (({**first, "signature": second["signature"]}, "signature"), ({**first, "tag": second["tag"]}, "signature"), ({**first, "key": second["key"]}, "unwrap"),
-                          (sealed(recipient="bob"), "recipient"), (sealed(recipient_key=bytes(32)), "recipient"), (sealed(carol.key.public), "recipient"),
-                          (sealed(kind="room_opened", scope="room"), "kind"), (sealed(kind="file_offer"), "kind"), (sealed(scope="room"), "members"),
-                          (sealed(kind="hello"), "kind"), ({**first, "scope": "broadcast"}, "recipient"), ({"from": "alice"}, "malformed"),
-                          (sealed(scope="broadcast", recipient=None, recipient_key=carol.server_key), "recipient"), (sealed(scope="broadcast", recipient=None), "recipient")):
+    for changed, code in (({**first, "signature": second["signature"]}, "signature"),
+                          ({**first, "tag": second["tag"]}, "signature"), ({**first, "key": second["key"]}, "unwrap"),
+                          (sealed(recipient="bob"), "recipient"), (sealed(recipient_key=bytes(32)), "recipient"),
+                          (sealed(carol.key.public), "recipient"), (sealed(kind="room_opened", scope="room"), "kind"),
+                          (sealed(kind="file_offer"), "kind"), (sealed(scope="room"), "members"),
+                          (sealed(kind="hello"), "kind"), ({**first, "scope": "broadcast"}, "recipient"),
+                          ({"from": "alice"}, "malformed"),
+                          (sealed(scope="broadcast", recipient=None, recipient_key=carol.server_key), "recipient"),
+                          (sealed(scope="broadcast", recipient=None), "recipient")):
         carol._confirmed, carol._opened, carol._batch = [], [], {7, 8}
         carol._take(changed, 7)
         event = world.event(carol, "refused")
-        check(event.code == code and carol._confirmed == [7] and carol._batch == {8}, f"{event}, not {code}; {carol._confirmed}")
-    for live, code in (({"kind": "file_offer"}, "kind"), ({"scope": "broadcast", "recipient": None, "recipient_key": carol.server_key}, "key_id")):
+        check(event.code == code and carol._confirmed == [7] and carol._batch == {8},
+              f"{event}, not {code}; {carol._confirmed}")
+    for live, code in (({"kind": "file_offer"}, "kind"),
+                       ({"scope": "broadcast", "recipient": None, "recipient_key": carol.server_key}, "key_id")):
         carol._take(sealed(**live))
         check(world.event(carol, "refused").code == code, f"a live envelope under a mailbox key: {live}")
     check(not [event for event in carol.events if event.kind == "message"] and not carol.mailbox.taken, carol.events)
     del carol._on_mail
-    carol._take(first)                                               # live under a mailbox key: it is mail all the same
+    carol._take(first)                                               # live, for a mailbox key: treated as mail
     world.event(carol, "message", text="genuine 0", mail=True)
     carol._batch = set()
     carol._on_mail(heard[0])
     world.event(carol, "mailbox_set")
     check([event[2] for event in messages(carol)] == ["genuine 1", "genuine 2", "live"], "the genuine mail")
-    for mail in ({"mail": [{"number": 5, "message": third}, {"number": 5, "message": third}], "more": False, "other": 0, "until": 0},
-                 {"mail": [], "more": True, "other": 0, "until": 0}, {"mail": [], "more": False, "other": -1, "until": 0}, {"mail": 1, "more": False, "other": 0, "until": 0}):
+    for mail in ({"mail": [{"number": 5, "message": third}, {"number": 5, "message": third}], "more": False, "other": 0,
+                  "until": 0},
+                 {"mail": [], "more": True, "other": 0, "until": 0},
+                 {"mail": [], "more": False, "other": -1, "until": 0},
+                 {"mail": 1, "more": False, "other": 0, "until": 0}):
         carol._fetching, carol._more, carol._after = True, None, 0
         refused("malformed", lambda: carol._on_mail(mail))
     carol._fetching = False
     return carol
 
 
-# PROTOCOL#mailbox-key, PROTOCOL#mailbox-certificate, PROTOCOL#newest, PROTOCOL#mail-owner, PROTOCOL#mail-sender, PROTOCOL#mailbox-file-lock.
+# PROTOCOL#mailbox-key, PROTOCOL#mailbox-certificate, PROTOCOL#newest, PROTOCOL#mail-owner, PROTOCOL#mail-sender,
+# PROTOCOL#mailbox-file-lock.
 def mailbox_keys(world, alice, carol):
-    """A sender checks label, age and order of certificates. The owner finds the right `created`, and keeps keys only for their time."""
+    """A sender checks label, age and order of certificates. The owner uses a later `created`, and erases old keys."""
     leaves(world, carol, [alice])
     world.outcome("kept", alice.send("carol", "in time"))
     person, key = alice.person("carol"), next(iter(carol.mailbox.keys.values()))[0].public
     created = person.newest["mailbox"][0]
 
     def entry(at, kind="mailbox", shown="mailbox", of=key):
-        return {"name": "carol", "identity": m.base64_of(carol.identity.public.der), shown + "_key": m.base64_of(of.der), "created": at,
+        return {"name": "carol", "identity": m.base64_of(carol.identity.public.der),
+                shown + "_key": m.base64_of(of.der), "created": at,
                 "certificate": m.base64_of(carol.identity.sign(m.certificate_text("carol", of, at, kind)))}
-    for given, code in ((entry(created, "session"), "certificate"), (entry(created, shown="session"), "certificate"), (entry(m.now() - 31 * 24 * m.HOUR), "certificate"),
-                        (entry(m.now() + 3 * m.HOUR), "certificate"), (entry(created - 1), "set_back"), (entry(created, of=alice.key.public), "set_back"),
+    for given, code in ((entry(created, "session"), "certificate"), (entry(created, shown="session"), "certificate"),
+                        (entry(m.now() - 31 * 24 * m.HOUR), "certificate"),
+                        (entry(m.now() + 3 * m.HOUR), "certificate"), (entry(created - 1), "set_back"),
+                        (entry(created, of=alice.key.public), "set_back"),
                         ({**entry(created), "session_key": m.base64_of(key.der)}, "malformed")):
         refused(code, lambda: alice._learn(person, given))
     alice._learn(person, entry(created))
-    person.created -= 31 * 24 * m.HOUR                               # the key has grown old since it came
+    person.created -= 31 * 24 * m.HOUR                               # the key has become too old since it was fetched
     check(not alice._usable(person, m.Job(["carol"], "", "message", "private")), "an old certificate")
     person.session = None
     for kind, fate in (("session", "kept"), ("mailbox", "delivered")):
         job = m.Job(["carol"], "", "message", "private")
         alice._due[10**6] = job, {"carol": (bytes(32), kind)}
-        alice._on_sent({"id": 10**6, **dict.fromkeys(("delivered", "kept", "offline", "stale", "busy"), []), fate: ["carol"]})
+        alice._on_sent({"id": 10**6, **dict.fromkeys(("delivered", "kept", "offline", "stale", "busy"), []),
+                        fate: ["carol"]})
         check(job.outcome == {"carol": "broken"}, job.outcome)
-    # A machine without the private key: what waits is reported, and stays for the first one. Its clock is behind.
+    # A machine without the private key reports the mail, which stays for the first machine. Its clock is behind.
     right = m.now
     m.now = lambda: right() - m.HOUR
     second = arrives(world, "carol", identity=carol.identity, mailbox="second.mailbox")
     m.now = right
     event = world.event(second, "mail_elsewhere", count=1)
     check(abs(event.until - right() - 30 * 24 * m.HOUR) < m.HOUR and not messages(second), event)
-    check(next(iter(second.mailbox.keys.values()))[1] > created, "the second machine's key is older than the first one's")
+    check(next(iter(second.mailbox.keys.values()))[1] > created,
+          "the second machine's key is older than the first one's")
     refused("mailbox_in_use", lambda: world.python("carol", carol.identity, mailbox="second.mailbox"))
     leaves(world, second, [alice])
     world.outcome("kept", alice.send("carol", "for the second machine"))
@@ -1089,7 +1149,7 @@ def mailbox_keys(world, alice, carol):
 
 # PROTOCOL#mail-refusals, PROTOCOL#mail-erasing.
 def undecided_mail(world, alice, carol):
-    """Mail under a changed identity key waits for carol's decision, with its mailbox key. It holds up nothing else."""
+    """Mail under a changed identity key waits, with its mailbox key, for carol's decision. Other mail does not."""
     eve = arrives(world, "eve")
     world.delivered(eve.send("carol", "I am eve"))
     world.event(carol, "message", text="I am eve")
@@ -1106,7 +1166,8 @@ def undecided_mail(world, alice, carol):
     world.log_in(carol)
     world.event(carol, "mailbox_set")
     world.event(carol, "message", text="beware of eve", mail=True)
-    check(not [event for event in carol.events if event.kind == "message"] and len(carol.mailbox.keys) == 2, carol.events)
+    check(not [event for event in carol.events if event.kind == "message"] and len(carol.mailbox.keys) == 2,
+          carol.events)
     keys = dict(carol.mailbox.keys)
     former, (key, created) = next(iter(keys.items()))
     carol.mailbox.keys[former] = key, created - m.OLD_KEY
@@ -1124,7 +1185,7 @@ def undecided_mail(world, alice, carol):
 
 # PROTOCOL#keeping, PROTOCOL#lost, PROTOCOL#mail-sender.
 def mail_from_rust(world, alice, carol, rob):
-    """The reference's client seals for the mailbox key of a Python client: at once, after `stale`, and after `lost`."""
+    """The Rust client seals for the mailbox key of a Python client: at once, after `stale`, and after `lost`."""
     world.delivered(alice.send("rob", "hello"))
     rob.expect("<alice -> rob> hello")
     leaves(world, alice, [carol])
@@ -1139,14 +1200,16 @@ def mail_from_rust(world, alice, carol, rob):
     rob.say("/msg alice four")
     rob.expect('* kept for alice until they log in ("four")')
     alice = returns(world, alice)
-    arrived = [(event.text, event.members, event.marked) for event in alice.events if event.kind == "message" and event.name == "rob"]
+    arrived = [(event.text, event.members, event.marked) for event in alice.events if event.kind == "message"
+               and event.name == "rob"]
     members = ["alice", "carol", "rob"]
     check(arrived == [("one", [], False), ("two", members, False), ("three", [], False), ("four", [], False)], arrived)
     messages(alice)
     rob.say("/msg alice live")                                       # rob has the former mailbox key
     world.event(alice, "message", text="live", mail=False)
     alice._acknowledge()
-    world.clients.remove(alice)                                      # she reads and acknowledges nothing any more
+    # from here on, alice reads and acknowledges nothing
+    world.clients.remove(alice)
     rob.say(*(f"/msg alice lost {i}" for i in range(3)))
     rob.expect("<rob -> alice> lost 2")
     alice._send({"type": "logout"})
@@ -1161,7 +1224,7 @@ def mail_from_rust(world, alice, carol, rob):
 
 
 def key_of_rust(world, before=None):
-    """The certificate of rob's mailbox key, once the server has another one than before."""
+    """The certificate of rob's mailbox key, once the server has another one than `before`."""
     def found():
         if os.path.exists(path := world.path("server", "mail", "rob", "key")):
             with open(path) as file:
@@ -1171,12 +1234,13 @@ def key_of_rust(world, before=None):
 
 # PROTOCOL#mail-order, PROTOCOL#mailbox-file-form, PROTOCOL#mailbox-file-erasing.
 def mail_to_rust(world, alice, carol, rob):
-    """The reference's client fetches what Python clients have sealed for its mailbox key: once, in order, above what is live."""
+    """The Rust client fetches mail of Python clients: once, in order, and before live messages."""
     key = key_of_rust(world)
 
     def left():
         rob.say("/exit")
-        world.until(lambda: rob.process.poll() == 0 and "rob" not in {*alice.online, *carol.online}, "the end of rob's client")
+        world.until(lambda: rob.process.poll() == 0 and "rob" not in {*alice.online, *carol.online},
+                    "the end of rob's client")
 
     def heard(*lines):
         for line in lines:
@@ -1199,7 +1263,8 @@ def mail_to_rust(world, alice, carol, rob):
     rob = world.rust("rob")
     rob.expect(re.compile(r"^\* 24 messages "))
     order = [line for line in heard_in_order(world, rob, 24) if line.startswith("<alice")]
-    check(order == ["<alice -> rob> one (sent again)", "<alice -> carol, rob> two", *(f"<alice -> rob> four {i}" for i in range(20)), "<alice -> rob> five"], order)
+    check(order == ["<alice -> rob> one (sent again)", "<alice -> carol, rob> two",
+                    *(f"<alice -> rob> four {i}" for i in range(20)), "<alice -> rob> five"], order)
     key = key_of_rust(world, key)
     world.until(lambda: "rob" in alice.online, "the presence of rob")
     world.delivered(alice.send("rob", "live"))
@@ -1227,7 +1292,7 @@ def mail_to_rust(world, alice, carol, rob):
 
 # PROTOCOL#mail-refusals, PROTOCOL#checks.
 def false_mail_for_rust(world, alice, carol):
-    """Rob's client confirms mail that fails a check, and shows only what is genuine."""
+    """Rob's client confirms mail that fails a check, and shows only genuine mail."""
     copied = alice.send("rob", "copied")
     world.outcome("kept", copied)
     world.outcome("kept", carol.send("rob", "from carol"))
@@ -1236,8 +1301,9 @@ def false_mail_for_rust(world, alice, carol):
     def shot(client, text="forged", after={}, **members):
         conversation = client.key.public.fingerprint, key.fingerprint
         client.person("rob").sequences[conversation] += 1
-        given = {"sender": client.name, "kind": "message", "scope": "private", "recipient": "rob", "recipient_key": key.fingerprint,
-                 "session": conversation[0], "sequence": client.person("rob").sequences[conversation], "time": m.now()}
+        given = {"sender": client.name, "kind": "message", "scope": "private", "recipient": "rob",
+                 "recipient_key": key.fingerprint, "session": conversation[0],
+                 "sequence": client.person("rob").sequences[conversation], "time": m.now()}
         message_key = m.secrets.token_bytes(32)
         envelope = Envelope.seal(client.identity, text.encode(), message_key, **{**given, **members})
         envelope.__dict__.update(after)
@@ -1247,19 +1313,22 @@ def false_mail_for_rust(world, alice, carol):
         client._last_id += 1
         job = m.Job(["rob"], "", "message", "private")
         client._due[client._last_id] = job, {"rob": (key.fingerprint, "mailbox")}
-        client._send({"type": "encrypted_send", "id": client._last_id, "targets": ["rob"], "keys": {"rob": m.base64_of(wrapped)}, **envelope.wire()})
+        client._send({"type": "encrypted_send", "id": client._last_id, "targets": ["rob"],
+                      "keys": {"rob": m.base64_of(wrapped)}, **envelope.wire()})
         world.outcome("kept", job)
 
-    for members, after in (({"sequence": 1}, {}), ({"recipient_key": bytes(32)}, {}), ({"scope": "room"}, {}), ({}, {"signature": bytes(256)}), ({}, {"identity": bytes(32)}),
+    for members, after in (({"sequence": 1}, {}), ({"recipient_key": bytes(32)}, {}), ({"scope": "room"}, {}),
+                           ({}, {"signature": bytes(256)}), ({}, {"identity": bytes(32)}),
                            ({}, {"commitment": bytes(32)}), ({}, {"tag": bytes(16)})):
         shot(alice, after=after, **members)
-    # Ids belong to their senders: carol cannot have alice's text taken for one that was shown.
+    # Ids count per sender: carol cannot make alice's text look like one that was shown.
     shot(carol, "first under that id", again=b"i" * 32)
     shot(alice, "second under that id", again=b"i" * 32)
     world.outcome("kept", alice.send("rob", "genuine"))
     rob = world.rust("rob")
     lines = heard_in_order(world, rob, 5)
-    check(lines == ["<alice -> rob> copied", "<carol -> rob> from carol", "<carol -> rob> first under that id (sent again)",
+    check(lines == ["<alice -> rob> copied", "<carol -> rob> from carol",
+                    "<carol -> rob> first under that id (sent again)",
                     "<alice -> rob> second under that id (sent again)", "<alice -> rob> genuine"], lines)
     world.until(lambda: os.listdir(world.path("server", "mail", "rob")) == ["key"], "the deletion of all mail")
     rob.say("/exit")
@@ -1305,8 +1374,10 @@ def main():
             with open(arguments.vectors) as file:
                 vectors = json.load(file)
             world.start_server()
-            bob, carol = (world.rust(who, "--register", "--no-mail") for who in ("bob", "carol"))    # start in the background
-            for function in (vectors_primitives, vectors_keys_and_login, vectors_mailbox_file, vectors_envelopes, vectors_chunks):
+            # start in the background
+            bob, carol = (world.rust(who, "--register", "--no-mail") for who in ("bob", "carol"))
+            for function in (vectors_primitives, vectors_keys_and_login, vectors_mailbox_file, vectors_envelopes,
+                             vectors_chunks):
                 step(function, vectors)
             alice = step(registration_and_login, world)
             for who, rust in (("bob", bob), ("carol", carol)):
@@ -1322,8 +1393,9 @@ def main():
             step(clock_set_back, world, alice, bob)
             step(resuming, world, alice, bob)
             step(wrong_resumption, world, alice)
-            for function in (files_to_rust, files_from_rust, refused_files, continued_file, files_while_resuming, spoiled_chunks,
-                             false_envelopes_for_rust, false_envelopes_for_python, changed_keys, unknown_types, lost_messages, changed_password):
+            for function in (files_to_rust, files_from_rust, refused_files, continued_file, files_while_resuming,
+                             spoiled_chunks, false_envelopes_for_rust, false_envelopes_for_python, changed_keys,
+                             unknown_types, lost_messages, changed_password):
                 step(function, world, alice, bob)
         with World(arguments) as world:
             world.start_server()

@@ -2,8 +2,7 @@
 """A second client for Secure Messenger, written from its specification alone.
 
 Read it from top to bottom: each section names the heading of PROTOCOL.md that it implements, and
-uses only the sections before it.  Nothing here knows about terminals; `main()` at the end is a
-minimal line-by-line program.
+uses only the sections before it. `main()` at the end is a minimal program that reads and prints lines.
 
     encodings -> primitives -> keys -> envelope, chunks -> transport -> session -> client
 
@@ -14,7 +13,8 @@ Sending never waits: a text becomes a `Job`, and `wait(lambda: job.done)` waits 
 Needs pycryptodome and pyOpenSSL (for `export_keying_material`, which `ssl` does not offer).
 """
 
-import argparse, base64, collections, contextlib, fcntl, hashlib, hmac, json, os, re, secrets, select, socket, struct, sys, time, unicodedata
+import argparse, base64, collections, contextlib, fcntl, hashlib, hmac, itertools, json, os, re, secrets, select
+import socket, struct, sys, time, unicodedata
 
 try:
     from Cryptodome.Cipher import AES, PKCS1_OAEP            # Debian's name of pycryptodome
@@ -29,7 +29,7 @@ except ImportError:
 from OpenSSL import SSL, crypto
 
 VERSION = 1
-LABEL = "secure-messenger/1 "                                # the `…` before every label
+LABEL = "secure-messenger/1 "                                # the `…` of every label
 MINUTE, HOUR = 60_000, 3_600_000                             # milliseconds, like all times on the wire
 LINE_BEFORE, LINE_AFTER, PACKET_MOST = 16 << 10, 1 << 20, 67_584
 TEXT_MOST, CIPHERTEXT_MOST, TARGETS_MOST, NAMES_MOST, MEMBERS_MOST = 32 << 10, 34_048, 1_024, 64, 32
@@ -40,13 +40,14 @@ LOGINS, KEY_FILE_MOST = 8, 16 << 10                          # in a key file, an
 CONVERSATIONS_MOST, WAITING_MOST = 64, 256                   # per user: remembered, and waiting for keys
 KEPT_MOST = 32 << 20                                         # bytes kept until they are acknowledged
 KEYS_MOST, TAKEN_MOST = 16, 20_000                           # in a mailbox file: keys, and records of messages
-OLD_KEY = 60 * 24 * HOUR                                     # how long a mailbox key is kept at most
+OLD_KEY = 60 * 24 * HOUR                                     # a mailbox key is kept at most this long
 HELD_MOST = 192 << 10                                        # bytes of frames behind a message that waits for the mail
-LOSABLE_MOST = 256                                           # delivered messages that can be sealed again when they are lost
+# delivered messages that can be sealed again when they are lost
+LOSABLE_MOST = 256
 
 
 class MessengerError(Exception):
-    """An error: `code` is for programs, the text for people."""
+    """An error: `code` is for programs, the text for users."""
 
     def __init__(self, code, text="", retry_after=None):
         super().__init__(f"{code}: {text}" if text else code)
@@ -96,7 +97,7 @@ def now():
 
 
 class Object(dict):
-    """A JSON object. Of a repeated member the last value counts, but each must be valid: `pairs` has them all."""
+    """A JSON object. The last value of a repeated member counts, but each must be valid: `pairs` has them all."""
 
     def __init__(self, pairs):
         super().__init__(pairs)
@@ -118,21 +119,25 @@ def parse(text):
         raise ValueError(name)                                       # NaN and Infinity are not JSON
 
     def depth(value):
-        inner = [item for _, item in value.pairs] if isinstance(value, Object) else value if isinstance(value, list) else None
+        inner = value if isinstance(value, list) else None
+        if isinstance(value, Object):
+            inner = [item for _, item in value.pairs]
         if isinstance(value, (str, Object)):                         # PROTOCOL#json: no half of a surrogate
             (value if isinstance(value, str) else "".join(name for name, _ in value.pairs)).encode()
         return 0 if inner is None else 1 + max(map(depth, inner), default=0)
 
     try:
-        value = json.loads(text.decode(), object_pairs_hook=Object, parse_int=integer_of, parse_float=float_of, parse_constant=no_constant)
-        if not isinstance(value, Object) or depth(value) > 8 or text.count(b",") > 16384:  # PROTOCOL#depth, PROTOCOL#commas
+        value = json.loads(text.decode(), object_pairs_hook=Object, parse_int=integer_of, parse_float=float_of,
+                           parse_constant=no_constant)
+        # PROTOCOL#depth, PROTOCOL#commas
+        if not isinstance(value, Object) or depth(value) > 8 or text.count(b",") > 16384:
             raise ValueError
         return value
     except (ValueError, RecursionError):
         raise Refused("malformed", "not a JSON object") from None
 
 
-# A *form* is a function that returns what a JSON value stands for, or raises `Refused`.
+# A *form* is a function that returns what a JSON value represents, or raises `Refused`.
 
 def integer(least=0, most=2**64 - 1):
     def read(value):
@@ -189,7 +194,7 @@ class Maybe:
 
 
 def object_of(**forms):
-    """An object with these members. Others are ignored, and each value of a repeated one must be valid by itself."""
+    """An object with these members. Others are ignored. Each value of a repeated one must be valid."""
     def read(value):
         if not isinstance(value, dict):
             raise Refused("malformed", "not an object")
@@ -245,7 +250,7 @@ def is_reserved(name):
 
     plain = name.lower().replace("_", "").replace("-", "")
     looks = {look(plain), look(plain.strip("0123456789"))}
-    # An `i` is no `l` of `all`, and a capital `I` is one only beside small letters.
+    # An `i` does not look like the `l` of `all`; a capital `I` does, but only beside small letters.
     no_l = "i" in name or "I" in name and name == name.upper()
     return any(look(reserved) in looks and not (reserved == "all" and no_l) for reserved in RESERVED)
 
@@ -257,19 +262,22 @@ SMALL = integer(most=2**32 - 1)                                      # versions,
 DER = BINARY = base64_form()                                         # whether it is a key is checked later
 SIGNATURE, WRAPPED, HASH, ID = base64_form(256), base64_form(264), base64_form(32), base64_form(16)
 TEXT, WORD, NAMES = text_form(), text_form(32), list_of(name_form)
-ENVELOPE = {"from": name_form, "kind": WORD, "scope": WORD, "recipient": Maybe(name_form), "recipient_key": Maybe(HASH), "identity": HASH,
-            "session": HASH, "sequence": NUMBER, "time": TIME, "again": Maybe(HASH), "commitment": HASH, "nonce": base64_form(12),
-            "ciphertext": BINARY, "tag": base64_form(16), "signature": SIGNATURE}
+ENVELOPE = {"from": name_form, "kind": WORD, "scope": WORD, "recipient": Maybe(name_form), "recipient_key": Maybe(HASH),
+            "identity": HASH, "session": HASH, "sequence": NUMBER, "time": TIME, "again": Maybe(HASH),
+            "commitment": HASH, "nonce": base64_form(12), "ciphertext": BINARY, "tag": base64_form(16),
+            "signature": SIGNATURE}
 DELIVERED = {**ENVELOPE, "key": WRAPPED}
-PERSON = {"name": name_form, "identity": DER, "session_key": Maybe(DER), "mailbox_key": Maybe(DER), "created": Maybe(TIME),
-          "certificate": Maybe(SIGNATURE)}
+PERSON = {"name": name_form, "identity": DER, "session_key": Maybe(DER), "mailbox_key": Maybe(DER),
+          "created": Maybe(TIME), "certificate": Maybe(SIGNATURE)}
 GRANT, ACK = {"peer": name_form, "transfer": ID, "count": SMALL}, {"received": NUMBER}
 EITHER = {"ack": ACK, "grant": GRANT, "ping": {}, "pong": {}}
 FROM_CLIENT = {
     **EITHER, "logout": {},
-    "register": {"version": SMALL, "username": name_form, "salt": HASH, "rounds": SMALL, "password_key": HASH, "public_key": DER},
+    "register": {"version": SMALL, "username": name_form, "salt": HASH, "rounds": SMALL, "password_key": HASH,
+                 "public_key": DER},
     "login_request": {"version": SMALL, "username": name_form, "public_key": DER},
-    "challenge_response": {"response": HASH, "session_key": DER, "created": TIME, "certificate": SIGNATURE, "proof": SIGNATURE},
+    "challenge_response": {"response": HASH, "session_key": DER, "created": TIME, "certificate": SIGNATURE,
+                           "proof": SIGNATURE},
     "password_change": {"response": HASH, "salt": HASH, "rounds": SMALL, "password_key": HASH, "proof": SIGNATURE},
     "resume_request": {"version": SMALL, "username": name_form},
     "resume": {"received": NUMBER, "proof": HASH},
@@ -291,7 +299,8 @@ FROM_SERVER = {
     "encrypted_message": DELIVERED,
     "sent": {"id": NUMBER, **dict.fromkeys(("delivered", "kept", "offline", "stale", "busy"), NAMES)},
     "lost": {"id": NUMBER, "name": name_form},
-    "mail": {"mail": list_of(object_of(number=NUMBER, message=object_of(**DELIVERED))), "more": flag, "other": NUMBER, "until": TIME},
+    "mail": {"mail": list_of(object_of(number=NUMBER, message=object_of(**DELIVERED))), "more": flag, "other": NUMBER,
+             "until": TIME},
     "refused": {"peer": name_form, "transfer": ID},
     "error": {"code": TEXT, "message": TEXT, "id": Maybe(NUMBER), "retry_after": Maybe(NUMBER), "newest": Maybe(TIME)},
 }
@@ -299,17 +308,17 @@ VERSIONED = ("register", "login_request", "resume_request", "challenge", "resume
 
 
 def decode(line, forms):
-    """The type of a line, its members, and the object as it was sent. Of a repeated `type` the first one counts."""
+    """The type of a line, its members, and the object as it was sent. The first `type` counts."""
     message = parse(line)
     kind = next((value for key, value in message.pairs if key == "type"), None)
     if not isinstance(kind, str):
         raise Refused("malformed", "no type")
     message["type"] = kind
-    if kind in VERSIONED:                                            # another version may have any other members
+    if kind in VERSIONED:                                            # another version may have other members
         try:
             version = number(message, "version", most=2**32 - 1)
         except Refused:
-            version = VERSION                                        # its form is refused below
+            version = VERSION                                        # its invalid form is refused below
         if version != VERSION:
             raise Refused("unsupported_version", str(version))
     if kind not in forms:
@@ -320,7 +329,8 @@ def decode(line, forms):
 def parse_packet(body):
     """The user, the transfer and the payload of a packet."""
     length = body[0] if body else 0
-    name, transfer, payload = body[1:1 + length].decode("ascii", "replace"), body[1 + length:17 + length], body[17 + length:]
+    name, rest = body[1:1 + length].decode("ascii", "replace"), body[1 + length:]
+    transfer, payload = rest[:16], rest[16:]
     if not is_name(name) or len(transfer) != 16:
         raise Refused("malformed", "an incomplete packet")
     return name, transfer, payload
@@ -337,7 +347,7 @@ def sha256(data):
 
 
 def prepared(typed):
-    """A password prepared as RFC 8265 says, so that all keyboards give the same bytes."""
+    """A password prepared as in RFC 8265, so that all keyboards produce the same bytes."""
     return unicodedata.normalize("NFC", "".join(" " if unicodedata.category(c) == "Zs" else c for c in typed))
 
 
@@ -395,11 +405,13 @@ class PublicKey:
 
 class PrivateKey:
     def __init__(self, der=None):
-        if der is None:                                              # OpenSSL generates keys much faster than pycryptodome
+        # OpenSSL generates keys much faster than pycryptodome
+        if der is None:
             made = crypto.PKey()
             made.generate_key(crypto.TYPE_RSA, 2048)
             parts = made.to_cryptography_key().private_numbers()
-            self._key = RSA.construct((parts.public_numbers.n, 65537, parts.d, parts.p, parts.q), consistency_check=False)
+            self._key = RSA.construct((parts.public_numbers.n, 65537, parts.d, parts.p, parts.q),
+                                      consistency_check=False)
         else:
             try:
                 self._key = RSA.import_key(der)
@@ -449,9 +461,11 @@ def write_key_file(path, name, password, identity, rounds=ROUNDS, **more):
     if len(password) < 6:
         raise MessengerError("bad_password", "at least 6 characters")
     salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
-    ciphertext, tag = seal(password_key(password, salt, rounds), nonce, fields("key file", name), identity.pkcs8(), AES.MODE_GCM)
-    text = json.dumps({"version": 1, "kdf": "PBKDF2-HMAC-SHA256", "rounds": rounds, "salt": base64_of(salt), "cipher": "AES-256-GCM",
-                       "nonce": base64_of(nonce), "ciphertext": base64_of(ciphertext), "tag": base64_of(tag), **more})
+    ciphertext, tag = seal(password_key(password, salt, rounds), nonce, fields("key file", name), identity.pkcs8(),
+                           AES.MODE_GCM)
+    text = json.dumps({"version": 1, "kdf": "PBKDF2-HMAC-SHA256", "rounds": rounds, "salt": base64_of(salt),
+                       "cipher": "AES-256-GCM", "nonce": base64_of(nonce), "ciphertext": base64_of(ciphertext),
+                       "tag": base64_of(tag), **more})
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text + "\n")
         file.flush()
@@ -460,7 +474,7 @@ def write_key_file(path, name, password, identity, rounds=ROUNDS, **more):
 
 
 def parse_key_file(text):
-    """The object of a key file, without what editors and crashes leave around it."""
+    """The object of a key file, without the bytes that editors and crashes leave around it."""
     if len(text) > KEY_FILE_MOST:
         raise Refused("malformed", "too long")
     return parse(text.rstrip(b"\0").removeprefix("\ufeff".encode()))
@@ -500,11 +514,12 @@ def sync_folder(path):
     os.close(folder)
 
 
-KEY_FILE = object_of(version=SMALL, kdf=TEXT, rounds=SMALL, salt=ID, cipher=TEXT, nonce=base64_form(12), ciphertext=BINARY, tag=ID)
+KEY_FILE = object_of(version=SMALL, kdf=TEXT, rounds=SMALL, salt=ID, cipher=TEXT, nonce=base64_form(12),
+                     ciphertext=BINARY, tag=ID)
 
 
 def open_key_file(text, name, typed):
-    """The identity, and the form of the password that has decrypted it, which is the account's."""
+    """The identity, and the form of the password that decrypts it, which the account has too."""
     file = KEY_FILE(parse_key_file(text))
     if (file["version"], file["kdf"], file["cipher"]) != (1, "PBKDF2-HMAC-SHA256", "AES-256-GCM"):
         raise Refused("key_file", "unknown version")
@@ -512,7 +527,8 @@ def open_key_file(text, name, typed):
     for password in password_forms(typed):
         key = password_key(password, file["salt"], file["rounds"])
         try:
-            identity = unseal(key, file["nonce"], fields("key file", name), file["ciphertext"], file["tag"], AES.MODE_GCM)
+            identity = unseal(key, file["nonce"], fields("key file", name), file["ciphertext"], file["tag"],
+                              AES.MODE_GCM)
         except Refused as error:
             refused = error
         else:
@@ -552,7 +568,7 @@ def unpad(padded):
 
 
 def member_list(names):
-    """What precedes the text of a room message: the members, in the order of their bytes."""
+    """The list before the text of a room message: the members, in the order of their bytes."""
     return bytes([len(names)]) + b"".join(bytes([len(name)]) + name.encode() for name in sorted(names))
 
 
@@ -563,7 +579,8 @@ def parse_members(plaintext, sender, recipient, known):
         length = rest[0] if rest else 0
         names.append(rest[1:1 + length].decode("latin-1"))
         rest = rest[1 + length:]
-    if not all(map(is_name, names)) or not 2 <= len(names) <= MEMBERS_MOST or plaintext[:len(plaintext) - len(rest)] != member_list(names):
+    if not all(map(is_name, names)) or not 2 <= len(names) <= MEMBERS_MOST \
+            or plaintext[:len(plaintext) - len(rest)] != member_list(names):
         raise Refused("members", "not a list of names in order")
     if not {sender, recipient} <= set(names) or len({name.lower() for name in names}) < len(names):
         raise Refused("members", "it lacks the sender or the recipient, or has a name twice")
@@ -581,8 +598,8 @@ class Envelope:
         self.__dict__.update(dict.fromkeys(self.MEMBERS), **members)
 
     def header(self):
-        return fields("envelope header", self.kind, self.scope, self.recipient, self.recipient_key, self.sender, self.identity,
-                      self.session, self.sequence, self.time, self.again, self.commitment)
+        return fields("envelope header", self.kind, self.scope, self.recipient, self.recipient_key, self.sender,
+                      self.identity, self.session, self.sequence, self.time, self.again, self.commitment)
 
     def id(self):
         return self.again or sha256(self.header())
@@ -591,14 +608,15 @@ class Envelope:
         return fields("envelope signature", self.header(), self.nonce, sha256(self.ciphertext + self.tag))
 
     def conversation(self):
-        """The conversation that numbers a message: all broadcasts of a session key, or its messages to one session key."""
+        """What a sequence number counts in: all broadcasts of a session key, or its messages to one key."""
         return self.session, self.recipient and self.recipient_key
 
     @classmethod
     def seal(cls, identity, text, message_key, **members):
         """Seals everything except the wrapped keys, which `wrap` makes."""
-        self = cls(identity=identity.public.fingerprint, commitment=hmac256(message_key, (LABEL + "key commitment").encode()),
-                   nonce=secrets.token_bytes(12), **members)
+        self = cls(identity=identity.public.fingerprint,
+                   commitment=hmac256(message_key, (LABEL + "key commitment").encode()), nonce=secrets.token_bytes(12),
+                   **members)
         self.ciphertext, self.tag = seal(message_key, self.nonce + bytes(4), self.header(), pad(text))
         self.signature = identity.sign(self.signed())
         return self
@@ -630,7 +648,8 @@ class Envelope:
         members = object_of(**ENVELOPE)(message)
         self = cls(sender=members.pop("from"), **members)
         scopes = {scope for known in SCOPES_OF.values() for scope in known}
-        self.later = self.kind not in SCOPES_OF or self.scope not in scopes             # from a later version: not shown
+        # from a later version: not shown
+        self.later = self.kind not in SCOPES_OF or self.scope not in scopes
         if self.scope in scopes and self.kind in SCOPES_OF and self.scope not in SCOPES_OF[self.kind]:
             raise Refused("kind", f"{self.kind} with scope {self.scope}")
         if self.scope in scopes and (self.recipient is None) != (self.scope == "broadcast"):
@@ -645,17 +664,18 @@ class Envelope:
 # ---------------------------------------------------------------- PROTOCOL: Mailbox file
 
 def name_hash(name, server):
-    """The name of a file of one account on one server."""
+    """The name of an account's file for one server."""
     return f"{name}_{sha256(server.encode())[:8].hex()}"
 
 
 class Mailbox:
-    """The private mailbox keys of one account on one machine, and records of the mail for them: a chain of sealed lines."""
+    """The private mailbox keys of an account on one machine, and records of their mail: a chain of sealed lines."""
 
     def __init__(self, path, identity, name, server):
         self.path, self._of = path, (name, server)
         self._secret = hmac256(identity.pkcs8(), fields("mailbox file key", name, server))
-        self.keys, self.taken, self.shown = {}, {}, set()            # fingerprint: (key, created); place: id; (sender, id)
+        # fingerprint: (key, created); place: id; (sender, id)
+        self.keys, self.taken, self.shown = {}, {}, set()
         self._file = open(path, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600))
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -668,7 +688,8 @@ class Mailbox:
         for line in self._file.read().splitlines():
             sealed = parse(line)
             self._index, before, self._tag = self._index + 1, self._tag, binary(sealed, "tag", 16)
-            padded = unseal(self._secret, binary(sealed, "nonce", 12), self._place(self._index - 1, before), binary(sealed, "data"), self._tag, AES.MODE_GCM)
+            padded = unseal(self._secret, binary(sealed, "nonce", 12), self._place(self._index - 1, before),
+                            binary(sealed, "data"), self._tag, AES.MODE_GCM)
             self._read(unpad(padded))
 
     def _place(self, index, before):
@@ -680,8 +701,8 @@ class Mailbox:
             key = PrivateKey(rest[8:])
             self.keys[key.public.fingerprint] = key, int.from_bytes(rest[:8], "big")
         elif kind == 2:
-            key, session, sequence, text, sender = rest[:32], rest[32:64], int.from_bytes(rest[64:72], "big"), rest[72:104], rest[104:].decode()
-            self.taken[sender, session, key, sequence] = text
+            key, session, sequence, text, sender = struct.unpack(f">32s32sQ32s{len(rest) - 104}s", rest)
+            self.taken[sender.decode(), session, key, sequence] = text
         elif kind == 3:
             sender = [sender for (sender, *_), text in self.taken.items() if text == rest][-1]
             self.shown.add((sender, rest))
@@ -694,7 +715,8 @@ class Mailbox:
     def _write(self, record):
         nonce = secrets.token_bytes(12)
         data, tag = seal(self._secret, nonce, self._place(self._index, self._tag), pad(record), AES.MODE_GCM)
-        self._file.write(json.dumps({"nonce": base64_of(nonce), "data": base64_of(data), "tag": base64_of(tag)}).encode() + b"\n")
+        self._file.write(json.dumps({"nonce": base64_of(nonce), "data": base64_of(data),
+                                     "tag": base64_of(tag)}).encode() + b"\n")
         self._index, self._tag = self._index + 1, tag
 
     def _add(self, *records):
@@ -723,10 +745,11 @@ class Mailbox:
         self._add(b"\3" + envelope.id())
 
     def state(self, envelope):
-        """What is recorded of this text: None, "taken" or "shown"; and whether this very envelope arrived before."""
+        """The record of this text (None, "taken" or "shown"), and whether this same envelope arrived before."""
         text = envelope.sender, envelope.id()
         taken = any(text == (place[0], id) for place, id in self.taken.items())
-        return "shown" if text in self.shown else "taken" if taken else None, self.taken.get(self._place_of(envelope)) == envelope.id()
+        same = self.taken.get(self._place_of(envelope)) == envelope.id()
+        return "shown" if text in self.shown else "taken" if taken else None, same
 
     def check_new(self, envelope):
         """Step 5 of Receiving, for a conversation that lasts as long as its mailbox key."""
@@ -739,7 +762,7 @@ class Mailbox:
         return sequence - last - 1
 
     def erase(self, fingerprints):
-        """Erases keys and the records of what arrived for them, in a new file."""
+        """Erases keys and the records of their mail, by writing a new file."""
         keys, taken, shown = self.keys, self.taken, self.shown
         self._file.close()
         with contextlib.suppress(FileNotFoundError):
@@ -747,7 +770,8 @@ class Mailbox:
         self._file = open(self.path + ".tmp", "a+b", opener=lambda path, flags: os.open(path, flags, 0o600))
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self.keys, self.taken, self.shown, self._index, self._tag = {}, {}, set(), 0, b""
-        self._add(*(struct.pack(">BQ", 1, created) + key.pkcs8() for at, (key, created) in keys.items() if at not in fingerprints))
+        self._add(*(struct.pack(">BQ", 1, created) + key.pkcs8()
+                    for at, (key, created) in keys.items() if at not in fingerprints))
         for place, text in taken.items():
             if place[2] not in fingerprints:
                 self._add(self._record(place, text), *([b"\3" + text] if (place[0], text) in shown else []))
@@ -769,7 +793,8 @@ def seal_chunk(transfer_key, transfer, index, chunk_key, block, data):
     """The payload of one packet; `block` is empty except for the first chunk of a group."""
     nonce = secrets.token_bytes(12)
     ciphertext, tag = seal(chunk_key, nonce + struct.pack(">I", index), fields("chunk", transfer, index), data)
-    return struct.pack(">I", index) + chunk_mac(transfer_key, transfer, index, block, nonce, tag) + nonce + tag + block + ciphertext
+    mac = chunk_mac(transfer_key, transfer, index, block, nonce, tag)
+    return struct.pack(">I", index) + mac + nonce + tag + block + ciphertext
 
 
 def wrap_chunk_keys(session, transfer, index, keys):
@@ -777,26 +802,29 @@ def wrap_chunk_keys(session, transfer, index, keys):
 
 
 def parse_chunk(payload, transfer_key, transfer, index, start, length):
-    """Checks a chunk's sender, position and length, and returns (block, nonce, tag, ciphertext)."""
+    """Checks a chunk's sender, position and length. Returns (block, nonce, tag, ciphertext)."""
     block_length = 256 if chunk_blocks(index, start) else 0
     if len(payload) != 64 + block_length + length or payload[:4] != struct.pack(">I", index):
         raise Refused("chunk", "out of order, or wrong length")
-    mac, nonce, tag, block, ciphertext = payload[4:36], payload[36:48], payload[48:64], payload[64:64 + block_length], payload[64 + block_length:]
+    mac, nonce, tag = payload[4:36], payload[36:48], payload[48:64]
+    block, ciphertext = payload[64:64 + block_length], payload[64 + block_length:]
     if not hmac.compare_digest(chunk_mac(transfer_key, transfer, index, block, nonce, tag), mac):
         raise Refused("chunk", "altered")
     return block, nonce, tag, ciphertext
 
 
 def open_chunks(session, transfer, first, group):
-    """Decrypts a group of parsed chunks, all of which must have been checked before."""
+    """Decrypts a group of parsed chunks, which `parse_chunk` has checked."""
     keys = session.unwrap(group[0][0], sha256(fields("chunk keys", transfer, first)), 32 * len(group))
-    return b"".join(unseal(keys[32 * i:32 * i + 32], nonce + struct.pack(">I", first + i), fields("chunk", transfer, first + i), ciphertext, tag)
+    return b"".join(unseal(keys[32 * i:32 * i + 32], nonce + struct.pack(">I", first + i),
+                           fields("chunk", transfer, first + i), ciphertext, tag)
                     for i, (_, nonce, tag, ciphertext) in enumerate(group))
 
 
 # ---------------------------------------------------------------- PROTOCOL: File transfer (its messages)
 
-FILE_MEMBERS = {"file_offer": {"transfer": ID, "key": HASH, "name": TEXT, "size": NUMBER, "sha256": HASH, "chunks": NUMBER},
+FILE_MEMBERS = {"file_offer": {"transfer": ID, "key": HASH, "name": TEXT, "size": NUMBER, "sha256": HASH,
+                               "chunks": NUMBER},
                 "file_accept": {"transfer": ID, "start": NUMBER, "session": HASH},
                 **dict.fromkeys(("file_reject", "file_cancel", "file_done"), {"transfer": ID, "reason": Maybe(TEXT)})}
 
@@ -846,7 +874,7 @@ class Transport:
         self._tls = SSL.Connection(context, self._socket)
         self._tls.set_connect_state()
         self._patiently(self._tls.do_handshake, time.monotonic() + timeout)
-        # Names, dates and authorities do not matter: only this key counts, and the handshake has proved that the server holds it.
+        # Names, dates and authorities do not matter, only the key, which the handshake has proved to be the server's.
         spki = crypto.dump_publickey(crypto.FILETYPE_ASN1, self._tls.get_peer_certificate().get_pubkey())
         self.server_key = sha256(spki)
         if "SHA256:" + base64_of(self.server_key).rstrip("=") != fingerprint:
@@ -868,7 +896,7 @@ class Transport:
                         return None
                     raise Lost("timed_out") from None
                 if writing and ready[0]:
-                    self._read()                             # also read, or both sides could wait for the other to read
+                    self._read()                             # otherwise both sides could wait for the other to read
             except (SSL.Error, OSError, ValueError) as error:
                 raise Lost("closed", str(error)) from None
 
@@ -924,7 +952,7 @@ class Transport:
         self._socket.close()
 
 
-# ---------------------------------------------------------------- PROTOCOL: Resuming (what is kept and counted)
+# ---------------------------------------------------------------- PROTOCOL: Resuming (sent and counted frames)
 
 class Frames:
     """Counts the frames of a session in both directions, and keeps sent frames until they are acknowledged."""
@@ -934,8 +962,10 @@ class Frames:
     def __init__(self):
         self.kept, self.kept_bytes, self.confirmed = collections.deque(), 0, 0
         self.received, self.told, self.untold_bytes = 0, 0, 0
-        self.direct, self.told_at = False, 0                         # whether a private or room message is not acknowledged yet
-        self.total, self.held = 0, None                              # bytes received; frames and bytes before the first one that waits
+        # whether a private or room message is not acknowledged yet
+        self.direct, self.told_at = False, 0
+        # bytes received; frames and bytes before the first held one
+        self.total, self.held = 0, None
 
     def sent(self, data):
         if self.kept_bytes + len(data) > KEPT_MOST:
@@ -968,7 +998,7 @@ class Frames:
         return self.told
 
     def hold(self, size):
-        """The frame received last waits. It and those after it are not acknowledged until `held` is None."""
+        """Holds the frame received last: it and later ones are not acknowledged until `held` is None."""
         self.held = self.held or (self.received - 1, self.total - size)
 
 
@@ -990,15 +1020,19 @@ class Person:
 
     def __init__(self, name):
         self.name, self.remembered, self.changed = name, None, None  # fingerprints: trusted, seen instead
-        self.identity = self.session = None                          # PublicKey; `session` is the key that messages are sealed for
+        # PublicKey; `session` is the key that messages are sealed for
+        self.identity = self.session = None
         self.key_kind = "session"                                    # or "mailbox": the kind of that key
         self.created, self.asked = 0, False
-        self.newest = {}                                             # kind of key: created and key of the newest certificate
-        self.waiting = []                                            # envelopes that wait for keys, with their keys and numbers as mail
+        # kind of key: created and key of the newest certificate
+        self.newest = {}
+        # envelopes that wait for keys, with their keys and numbers as mail
+        self.waiting = []
         self.ids = collections.deque(maxlen=1024)                    # ids of messages that were shown
         self.stale = None                                            # the key that the server last called stale
         self.sequences = collections.Counter()                       # conversation: the last number sent
-        self.seen, self.floor = collections.OrderedDict(), 0         # conversation: (last number, time); latest forgotten time
+        # conversation: (last number, time); latest forgotten time
+        self.seen, self.floor = collections.OrderedDict(), 0
 
     def check_new(self, envelope):
         """Step 5 of Receiving: refuses repetitions, and returns how many numbers are missing."""
@@ -1019,8 +1053,10 @@ class Person:
 
 
 class Job:
-    """A text being sent. `outcome` has for each target: delivered, kept, offline, busy, stale, an error code, or
-    broken: the server claims something that the key does not allow, so the message may not have arrived."""
+    """A text that is being sent.
+
+    `outcome` has for each target: delivered, kept, offline, busy, stale, an error code, or broken (the server reports
+    an outcome that is impossible for the key, so the message may not have arrived)."""
 
     def __init__(self, targets, text, kind, scope, members=()):
         self.targets, self.text, self.kind, self.scope = list(targets), text, kind, scope
@@ -1035,7 +1071,7 @@ class Job:
 
 
 class Transfer:
-    """A file, in either direction. `state`: offered, under way, confirming (all sent), complete, ended."""
+    """A file, in either direction. `state`: offered, keys, in progress, confirming (all sent), complete, ended."""
 
     def __init__(self, person, transfer, key, name, size, digest):
         self.person, self.id, self.key, self.name, self.size, self.digest = person, transfer, key, name, size, digest
@@ -1055,7 +1091,8 @@ class Transfer:
 # ---------------------------------------------------------------- the client
 
 class Client:
-    def __init__(self, host, port, fingerprint, name, password, identity, known_users=None, key_file=None, mailbox=None):
+    def __init__(self, host, port, fingerprint, name, password, identity, known_users=None, key_file=None,
+                 mailbox=None):
         self.host, self.port, self.fingerprint = host, port, fingerprint
         self.name, self.password, self.identity = name, password, identity
         self.events, self.people, self.online = collections.deque(), {}, set()
@@ -1063,7 +1100,8 @@ class Client:
         self.mailbox = Mailbox(mailbox, identity, name, self._server()) if mailbox else None
         self._began = now()
         self._key_at = {}                                            # (salt, rounds): the password's key
-        self._key_file, self.logins = key_file, None                 # the only (salt, rounds) that a challenge may contain
+        # the only (salt, rounds) that a challenge may contain
+        self._key_file, self.logins = key_file, None
         if key_file:
             with open(key_file, "rb") as file:
                 self.logins = key_file_logins(file.read())
@@ -1072,13 +1110,15 @@ class Client:
         if known_users and os.path.exists(known_users):
             with open(known_users) as file:
                 for record in map(json.loads, file):
-                    if record["server"] == self._server() and (record.get("decided") or record["name"] not in self.people):
+                    if record["server"] == self._server() and (record.get("decided")
+                                                               or record["name"] not in self.people):
                         self.person(record["name"]).remembered = from_base64(record["identity"], 32)
         if known_users and os.path.exists(known_users + ".certificates"):
             with open(known_users + ".certificates") as file:
-                for record in map(json.loads, file):
-                    if record["server"] == self._server() and self.person(record["name"]).remembered == from_base64(record["identity"], 32):
-                        self.person(record["name"]).newest[record.get("kind", "session")] = record["created"], from_base64(record["key"], 32)
+                for record in (record for record in map(json.loads, file) if record["server"] == self._server()):
+                    person, key = self.person(record["name"]), from_base64(record["key"], 32)
+                    if person.remembered == from_base64(record["identity"], 32):
+                        person.newest[record.get("kind", "session")] = record["created"], key
 
     def _server(self):
         return f"{self.host.lower()}:{self.port}"
@@ -1119,38 +1159,43 @@ class Client:
         salt = secrets.token_bytes(32)
         self._keep_logins([*(self.logins or [])[:LOGINS - 1], (salt, rounds)])
         key = self._key_at[salt, rounds] = password_key(self.password, salt, rounds)
-        self._say({"type": "register", "version": VERSION, "username": self.name, "salt": base64_of(salt), "rounds": rounds,
-                   "password_key": base64_of(key), "public_key": base64_of(self.identity.public.der)})
+        self._say({"type": "register", "version": VERSION, "username": self.name, "salt": base64_of(salt),
+                   "rounds": rounds, "password_key": base64_of(key), "public_key": base64_of(self.identity.public.der)})
         self._hear("registered")
         return self
 
     def _challenge(self):
         """Steps 1 and 2: returns the nonce, the salt with the rounds, and the password's key for the response."""
-        self._say({"type": "login_request", "version": VERSION, "username": self.name, "public_key": base64_of(self.identity.public.der)})
+        self._say({"type": "login_request", "version": VERSION, "username": self.name,
+                   "public_key": base64_of(self.identity.public.der)})
         challenge = self._hear("challenge")
         nonce, at = binary(challenge, "nonce", 32), (binary(challenge, "salt", 32), number(challenge, "rounds"))
         if self.logins is not None and at not in self.logins:
-            raise Refused("unknown_login", "the password was changed elsewhere, or this is a false server: copy the key file again")
+            raise Refused("unknown_login",
+                          "the password was changed elsewhere, or this is a false server: copy the key file again")
         if at not in self._key_at:
             self._key_at = {at: password_key(self.password, *at)}
         return nonce, at, self._key_at[at]
 
     def _new_session_key(self):
-        """A new session key, and the members that prove whose it is."""
+        """A new session key, and the members that certify it."""
         key, created = PrivateKey(), max(now(), self.newest + 1)
         if created > now() + 2 * HOUR:
             created = now()
         self.newest = max(self.newest, created)
         certificate = self.identity.sign(certificate_text(self.name, key.public, created))
-        return key, {"session_key": base64_of(key.public.der), "created": created, "certificate": base64_of(certificate)}
+        return key, {"session_key": base64_of(key.public.der), "created": created,
+                     "certificate": base64_of(certificate)}
 
     def login(self, proof_exporter=None):
         """Begins a new session, and returns when the list of online users has arrived."""
         nonce, at, secret = self._challenge()
         key, members = self._new_session_key()
         response = fields("login response", self.name, nonce, self.transport.exporter, key.public.fingerprint)
-        proof = fields("login proof", self.name, nonce, self.transport.exporter if proof_exporter is None else proof_exporter, key.public.fingerprint)
-        self._say({"type": "challenge_response", "response": base64_of(hmac256(secret, response)), **members, "proof": base64_of(self.identity.sign(proof))})
+        proof = fields("login proof", self.name, nonce,
+                       self.transport.exporter if proof_exporter is None else proof_exporter, key.public.fingerprint)
+        self._say({"type": "challenge_response", "response": base64_of(hmac256(secret, response)), **members,
+                   "proof": base64_of(self.identity.sign(proof))})
         session = self._hear("session")
         self.token, self.transport.in_session, self.ended = binary(session, "token", 32), True, None
         self._keep_logins([at, *(login for login in self.logins or [] if login != at)])
@@ -1167,9 +1212,11 @@ class Client:
         self.key, self._key_since, self._next_key, self._former = key, time.monotonic(), None, []
         self.frames, self.online, self._listed = Frames(), set(), False
         self._queue, self._due, self._stale, self._last_id = collections.deque(), {}, [], 0
-        self._losable, self._lost = collections.OrderedDict(), set() # by id: delivered messages and their times; lost before `sent`
+        # by id: delivered messages and their times; lost before `sent`
+        self._losable, self._lost = collections.OrderedDict(), set()
         self._fetching, self._batch, self._requested, self._fetched = False, set(), (), False
-        self._held, self._left, self._mailbox_due, self._mailbox_set, self._mailbox_tries, self._no_mail = [], set(), None, None, 0, False
+        self._held, self._left, self._no_mail = [], set(), False
+        self._mailbox_due, self._mailbox_set, self._mailbox_tries = None, None, 0
         self._asked, self._broadcasts, self._last_order = collections.deque(), 0, 0
         self.offers, self.sending, self.receiving = {}, {}, {}       # by transfer; only other users' offers
         for person in self.people.values():
@@ -1177,7 +1224,8 @@ class Client:
             person.sequences.clear()
 
     def logout(self):
-        self._acknowledge()                                          # or shown messages would be reported as lost
+        # otherwise shown messages would be reported as lost
+        self._acknowledge()
         self._send({"type": "logout"})
         self.ended, self.token = "logged out", None
 
@@ -1195,7 +1243,8 @@ class Client:
         self._say({"type": "resume_request", "version": VERSION, "username": self.name})
         challenge = self._hear("resume_challenge", timeout)
         received = self.frames.received
-        proof = hmac256(self.token, fields("resume", self.name, binary(challenge, "nonce", 32), self.transport.exporter, received))
+        proof = hmac256(self.token,
+                        fields("resume", self.name, binary(challenge, "nonce", 32), self.transport.exporter, received))
         self._say({"type": "resume", "received": received, "proof": base64_of(proof)})
         try:
             resumed = self._hear("resumed", timeout)
@@ -1218,7 +1267,8 @@ class Client:
         try:
             self.transport.send(data)
         except Lost:
-            pass                                                     # the server's farewell can still be read; then `receive` raises
+            # the server's farewell can still be read; then `receive` raises
+            pass
 
     def _acknowledge_due(self):
         if self.frames.due():
@@ -1227,7 +1277,7 @@ class Client:
     def _acknowledge(self):
         self._send({"type": "ack", "received": self.frames.tell()})
 
-    # -------------------------------------------------------- PROTOCOL: Messages (taking in)
+    # -------------------------------------------------------- PROTOCOL: Messages (handling frames)
 
     def poll(self, timeout):
         """Handles one frame, if one arrives within the time. Raises `Lost` when the connection is lost."""
@@ -1251,14 +1301,16 @@ class Client:
                     self.frames.took(len(body))
                 if name in self.HANDLED:
                     getattr(self, "_on_" + name)(message)
-        except Refused as error:                                     # from the server itself, not a user: it is broken, or false
+        except Refused as error:
+            # From the server itself, not a user: it is faulty or hostile.
             self.transport.abort()
             raise Lost("malformed", f"from the server: {error}") from None
         self._acknowledge_due()
         self._flush()
         return True
 
-    HANDLED = ("ack", "ping", "keys", "sent", "encrypted_message", "presence", "session", "grant", "refused", "lost", "mail", "mailbox_set", "error")
+    HANDLED = ("ack", "ping", "keys", "sent", "encrypted_message", "presence", "session", "grant", "refused", "lost",
+               "mail", "mailbox_set", "error")
 
     def wait(self, test, timeout=30):
         """Polls until `test()` is true, and returns its result."""
@@ -1376,22 +1428,25 @@ class Client:
             person.session, person.created, person.key_kind = key, created, kind
 
     def _check_newest(self, person, created, key, kind="session"):
-        """PROTOCOL: newest-certificate. A certificate too far ahead of our clock counts as forgotten."""
+        """PROTOCOL#newest-certificate. A certificate too far ahead of our clock counts as forgotten."""
         before, known = person.newest.get(kind, (0, b""))
         if before <= now() + 2 * HOUR and (created < before or created == before and key != known):
-            raise Refused("set_back", f"the clock of {person.name} may have been set back: this key is older than one seen before")
+            raise Refused("set_back",
+                          f"the clock of {person.name} may have been set back: this key is older than one seen before")
         if person.newest.get(kind) != (created, key):
             person.newest[kind] = created, key
-            if self._known_users:                                    # each line replaces those before it
+            if self._known_users:                                    # a later line replaces earlier ones
                 with open(self._known_users + ".certificates", "a") as file:
-                    file.write(json.dumps({"server": self._server(), "name": person.name, "identity": base64_of(person.remembered),
-                                           "kind": kind, "created": created, "key": base64_of(key)}) + "\n")
+                    file.write(json.dumps({"server": self._server(), "name": person.name,
+                                           "identity": base64_of(person.remembered), "kind": kind, "created": created,
+                                           "key": base64_of(key)}) + "\n")
 
     def _remember(self, person, fingerprint, **more):
         person.remembered = fingerprint
         if self._known_users:
             with open(self._known_users, "a") as file:
-                file.write(json.dumps({"server": self._server(), "name": person.name, "identity": base64_of(fingerprint), **more}) + "\n")
+                file.write(json.dumps({"server": self._server(), "name": person.name,
+                                       "identity": base64_of(fingerprint), **more}) + "\n")
 
     def trust(self, name):
         """The user has decided to trust the new key."""
@@ -1399,7 +1454,7 @@ class Client:
         if person.changed:
             self._remember(person, person.changed, verified=False, decided=True)
             person.identity = person.session = person.changed = None
-            person.newest = {}                                       # of another identity
+            person.newest = {}                                       # certificates of the former identity
             if self._left and not self._fetching:
                 self._fetch()                                        # mail that waited for this decision
 
@@ -1407,7 +1462,7 @@ class Client:
         return safety_number((self.name, self.identity.public.fingerprint), (name, self.person(name).remembered))
 
     def _settle(self, asked, otherwise, failed={}):
-        """Handles everything that waited for the answer about these users."""
+        """Handles everything that waited for the keys of these users."""
         for name in asked:
             person = self.people[name]
             person.asked = False
@@ -1419,7 +1474,7 @@ class Client:
                     targets.remove(name)
                     job.outcome[name] = failed.get(name, otherwise)
         others = [name for name, person in self.people.items() if person.waiting and not person.asked]
-        self._ask(others)                                            # those that began to wait in the meantime
+        self._ask(others)                                            # envelopes that arrived in the meantime
         for transfer in list(self.sending.values()):
             if transfer.state == "keys" and transfer.person in asked:
                 self._begin(transfer, asked_before=True)
@@ -1437,11 +1492,12 @@ class Client:
             self._take(message)
 
     def _take(self, message, at=None):
-        """Handles an envelope that arrived live, or as mail: `at` is its number there."""
+        """Handles an envelope that arrived live, or as mail with the number `at`."""
         claimed = str(message.get("from"))[:32]
         try:
             envelope, wrapped = Envelope.parse(message), binary(message, "key", 264)            # 1
-            number(message, "sequence", 1, 2**64 - 2)                                           # other numbers are not used
+            # other numbers are not used
+            number(message, "sequence", 1, 2**64 - 2)
             if envelope.sender == self.name:
                 raise Refused("name", "it claims to be from this user")
             person = self.person(envelope.sender)
@@ -1457,7 +1513,8 @@ class Client:
             self._tell("refused", name=claimed, code="waiting", reason="too much waits for this key")
 
     def _open(self, person, envelope, wrapped, at=None):
-        mailbox = self.mailbox if self.mailbox and envelope.recipient and envelope.recipient_key in self.mailbox.keys else None
+        is_mail = self.mailbox and envelope.recipient and envelope.recipient_key in self.mailbox.keys
+        mailbox = self.mailbox if is_mail else None
         taken, same = None, False
         try:
             if person.changed:
@@ -1477,7 +1534,7 @@ class Client:
                 raise Refused("kind", "only private and room messages wait for absent users")
             if mailbox:
                 taken, same = mailbox.state(envelope)
-                missing = 0 if same else mailbox.check_new(envelope) # the same if it was taken or shown, and not confirmed
+                missing = 0 if same else mailbox.check_new(envelope) # `same`: taken or shown before, but not confirmed
             else:
                 missing = person.check_new(envelope)                                            # 5
             text, members = self._unwrap(envelope, wrapped, keys), []                           # 6
@@ -1492,12 +1549,14 @@ class Client:
                 raise Refused("text", "a notice that contains text, or too long")
             if not mailbox:
                 person.use(envelope)                                 # all checks have passed: the number is used
-            content = self._file_word(envelope.kind, text) if envelope.kind in FILE_KINDS and not envelope.later else None
+            is_file_word = envelope.kind in FILE_KINDS and not envelope.later
+            content = self._file_word(envelope.kind, text) if is_file_word else None
         except Refused as error:
             self._tell("refused", name=envelope.sender, code=error.code, reason=str(error))
             undecided = person.changed or not person.identity or error.code == "mailbox_full"
             if at is not None and undecided:
-                self._left.add(envelope.recipient_key)               # neither shown nor confirmed until the user has decided
+                # neither shown nor confirmed until the user has decided
+                self._left.add(envelope.recipient_key)
             return self._settled(at, confirm=not undecided)
         if missing:
             self._tell("gap", name=person.name, missing=missing)
@@ -1512,8 +1571,8 @@ class Client:
             if fresh and content is not None:
                 getattr(self, "_on_" + envelope.kind)(person.name, content)
             elif fresh and not envelope.later:
-                self._tell(envelope.kind, name=person.name, scope=envelope.scope, text=text, time=envelope.time, members=members,
-                           mail=mailbox is not None, marked=marked)
+                self._tell(envelope.kind, name=person.name, scope=envelope.scope, text=text, time=envelope.time,
+                           members=members, mail=mailbox is not None, marked=marked)
             if mailbox and taken != "shown":
                 mailbox.show(envelope)
 
@@ -1526,7 +1585,7 @@ class Client:
 
     @staticmethod
     def _unwrap(envelope, wrapped, keys):
-        """Finds our key by the id before the wrapped key. In a private envelope, it must be the key that the sender signed."""
+        """Finds our key by the id before the wrapped key. For one recipient, it must be the signed one."""
         mine = next((key for key in keys.values() if key.public.short == wrapped[:8]), None)
         if mine is None or envelope.recipient and envelope.recipient_key != mine.public.fingerprint:
             raise Refused("key_id", "wrapped for another key")
@@ -1535,12 +1594,13 @@ class Client:
     def _session_keys(self):
         """Our session keys by fingerprint: the current one, the former one for 60 s, and one not confirmed yet."""
         self._former = [(key, until) for key, until in self._former if until > time.monotonic()]
-        return {key.public.fingerprint: key for key in (self.key, self._next_key, *(key for key, _ in self._former)) if key}
+        return {key.public.fingerprint: key for key in (self.key, self._next_key, *(key for key, _ in self._former))
+                if key}
 
     # -------------------------------------------------------- PROTOCOL: Mail (owner and recipient)
 
     def _fetch(self):
-        """Fetches what waits for our mailbox keys. Live envelopes for one recipient wait meanwhile, at most 10 s."""
+        """Fetches the mail for our mailbox keys. Live envelopes for one recipient wait meanwhile, at most 10 s."""
         self._fetching, self._hold_until, self._left = True, time.monotonic() + 10, set()
         self._requested = list(self.mailbox.keys)
         self._request_mail(0)
@@ -1565,7 +1625,7 @@ class Client:
             self._take(kept["message"], kept["number"])
 
     def _settled(self, at, confirm=True):
-        """A message of the batch has been opened, or is refused. After the last one, all are shown in order."""
+        """Counts a message of the batch as opened or refused. After the last one, all are shown in order."""
         if at in self._batch:
             self._batch.remove(at)
             self._confirmed += [at] if confirm else []
@@ -1575,8 +1635,9 @@ class Client:
                 self._confirm()
 
     def _confirm(self):
-        """Then follows the next batch. The fetch ends with an answer without messages: the server handles requests in order,
-        so then it has also handled each `mail_done`."""
+        """Confirms the batch, and requests the next one.
+
+        An empty batch ends the fetch: the server handles requests in order, so it has then handled each `mail_done`."""
         if self._confirmed:
             self._send({"type": "mail_done", "numbers": self._confirmed})
         self._request_mail(self._after)
@@ -1601,7 +1662,8 @@ class Client:
 
     def _holding(self):
         held = self.frames.held
-        return self._fetching and time.monotonic() < self._hold_until and not (held and self.frames.total > held[1] + HELD_MOST)
+        is_full = held and self.frames.total > held[1] + HELD_MOST
+        return self._fetching and time.monotonic() < self._hold_until and not is_full
 
     def _release(self):
         held, self._held = self._held, []
@@ -1611,21 +1673,22 @@ class Client:
             self._take(message)
 
     def _offer_mailbox(self, key, newest=0):
-        """Certifies the key of the next absence. Its private half is on disk before the server can show it."""
+        """Certifies the key of the next absence. The private key is on disk before the server has the public one."""
         created = max(now(), newest + 1, *(created + 1 for _, created in self.mailbox.keys.values()))
         if created > now() + 2 * HOUR:
             created = now()
         self.mailbox.add(key, created)
         self._mailbox_due, self._mailbox_tries = key.public.fingerprint, self._mailbox_tries + 1
         certificate = self.identity.sign(certificate_text(self.name, key.public, created, "mailbox"))
-        self._send({"type": "mailbox", "mailbox_key": base64_of(key.public.der), "created": created, "certificate": base64_of(certificate)})
+        self._send({"type": "mailbox", "mailbox_key": base64_of(key.public.der), "created": created,
+                    "certificate": base64_of(certificate)})
 
     def _on_mailbox_refused(self, code, message):
         (key, created), self._mailbox_due = self.mailbox.keys[self._mailbox_due], None
         newest = number(message, "newest") if code == "bad_mailbox" else 0
         if created <= newest < now() + 2 * HOUR and self._mailbox_tries <= 2:
             return self._offer_mailbox(key, newest)
-        if code != "server_error":                                   # after which the server may have the key
+        if code != "server_error":                                   # after `server_error`, the server may have the key
             self.mailbox.erase([key.public.fingerprint])
         self._no_mail = code == "no_mail"
         self._erase()
@@ -1638,10 +1701,11 @@ class Client:
             self._tell("mailbox_set")
 
     def _erase(self):
-        """Erases each key that a confirmed later one has replaced, when all of its mail is settled; and each that is too old."""
+        """Erases keys that a confirmed later one has replaced and whose mail is settled, and keys that are too old."""
         replaced = 2**64 if self._no_mail else self.mailbox.keys[self._mailbox_set][1] if self._mailbox_set else 0
         erased = [key for key in self._requested if self._fetched and key in self.mailbox.keys and (
-            self.mailbox.keys[key][1] < replaced and key not in self._left or self.mailbox.keys[key][1] + OLD_KEY < now())]
+            self.mailbox.keys[key][1] < replaced and key not in self._left
+            or self.mailbox.keys[key][1] + OLD_KEY < now())]
         if erased:
             self.mailbox.erase(erased)
 
@@ -1655,7 +1719,7 @@ class Client:
         return self._enqueue(Job(sorted(self.online - {self.name}), text, "message", "broadcast"))
 
     def room(self, names, text):
-        """Sends one copy to each of the other members, with a time of its own: a common one would show which belong together."""
+        """Sends one copy to each other member. Each has its own time: a common one would link the copies."""
         members = {self.name, *names}
         jobs = [Job([name], text, "message", "room", members) for name in sorted(members - {self.name})]
         for job, early in zip(jobs, secrets.SystemRandom().sample(range(1000), len(jobs))):
@@ -1683,8 +1747,10 @@ class Client:
         return job
 
     def _flush(self):
-        """Sends what can be sent. One rule keeps the order: after `stale`, no new text is sent until all answers
-        have arrived; then the stale text is sent again first."""
+        """Sends the texts whose keys are known.
+
+        One rule keeps the order: after `stale`, no new text is sent until all answers have arrived; then the stale text
+        is sent again first."""
         if self._stale and not self._due:
             for job, targets in self._stale:
                 for name in targets:
@@ -1702,11 +1768,13 @@ class Client:
 
     @staticmethod
     def _usable(person, job):
-        """Whether the job can be sealed for the key that is known: only a private or room message can for a mailbox key."""
-        return person.session is not None and now() <= person.created + LIFETIME[person.key_kind] and (job.waits or person.key_kind == "session")
+        """Whether the known key is valid for this job: only private and room messages are sealed for a mailbox key."""
+        is_valid = person.session is not None and now() <= person.created + LIFETIME[person.key_kind]
+        return is_valid and (job.waits or person.key_kind == "session")
 
     def _transmit(self, job, targets):
-        same = [name for name in targets if job.tries and self.people[name].stale == self.people[name].session.fingerprint]
+        same = [name for name in targets if job.tries
+                and self.people[name].stale == self.people[name].session.fingerprint]
         job.outcome.update(dict.fromkeys(same, "stale"))             # sealing again for the same key would not help
         targets = [name for name in targets if name not in same]
         if not targets:
@@ -1714,29 +1782,36 @@ class Client:
         session = None if job.scope == "broadcast" else self.people[targets[0]].session
         if job.envelope is None or session and job.envelope.recipient_key != session.fingerprint:
             if session:
-                counter, conversation = self.people[targets[0]].sequences, (self.key.public.fingerprint, session.fingerprint)
+                counter = self.people[targets[0]].sequences
+                conversation = self.key.public.fingerprint, session.fingerprint
                 counter[conversation] += 1
-                place = {"recipient": targets[0], "recipient_key": session.fingerprint, "sequence": counter[conversation]}
+                place = {"recipient": targets[0], "recipient_key": session.fingerprint,
+                         "sequence": counter[conversation]}
             else:
                 self._broadcasts += 1
                 place = {"recipient_key": self.server_key, "sequence": self._broadcasts}
             job.message_key = secrets.token_bytes(32)
-            job.envelope = Envelope.seal(self.identity, job.plaintext, job.message_key, sender=self.name, kind=job.kind, scope=job.scope,
-                                         session=self.key.public.fingerprint, time=job.time, again=job.id, **place)
+            job.envelope = Envelope.seal(self.identity, job.plaintext, job.message_key, sender=self.name, kind=job.kind,
+                                         scope=job.scope, session=self.key.public.fingerprint, time=job.time,
+                                         again=job.id, **place)
             job.id = job.envelope.id()
         self._last_id += 1
         sessions = {name: self.people[name].session for name in targets}
-        self._due[self._last_id] = job, {name: (key.fingerprint, self.people[name].key_kind) for name, key in sessions.items()}
+        self._due[self._last_id] = job, {name: (key.fingerprint, self.people[name].key_kind)
+                                         for name, key in sessions.items()}
         self._send({"type": "encrypted_send", "id": self._last_id, "targets": targets,
-                    "keys": {name: base64_of(job.envelope.wrap(key, job.message_key)) for name, key in sessions.items()}, **job.envelope.wire()})
+                    "keys": {name: base64_of(job.envelope.wrap(key, job.message_key))
+                             for name, key in sessions.items()}, **job.envelope.wire()})
 
     def _on_sent(self, message):
         at = number(message, "id")
         job, targets = self._due.pop(at, (None, {}))
-        fates = {name: fate for fate in ("delivered", "kept", "offline", "stale", "busy") for name in names(message, fate)}
+        fates = {name: fate for fate in ("delivered", "kept", "offline", "stale", "busy")
+                 for name in names(message, fate)}
         if job is None or sorted(fates) != sorted(targets):
             raise Refused("malformed", "an answer that matches no message")
-        fates = {name: "broken" if fate == {"session": "kept", "mailbox": "delivered"}[targets[name][1]] else fate for name, fate in fates.items()}
+        fates = {name: "broken" if fate == {"session": "kept", "mailbox": "delivered"}[targets[name][1]] else fate
+                 for name, fate in fates.items()}
         again = [name for name, fate in fates.items() if fate == "stale" or (at, name) in self._lost]
         job.outcome.update(fates)
         if job.waits and "delivered" in fates.values():
@@ -1747,7 +1822,7 @@ class Client:
         self._seal_again(job, {name: targets[name] for name in again})
 
     def _seal_again(self, job, targets):
-        """After `stale` and `lost`: the text is sealed under its id for the key that the user has now."""
+        """After `stale` or `lost`, seals the text again, under its id, for the user's current key."""
         if targets and job.tries < 3:
             job.tries += 1
             for name, (key, _) in targets.items():
@@ -1768,7 +1843,7 @@ class Client:
     # -------------------------------------------------------- PROTOCOL: Keys (renewal), Changing the password
 
     def renew(self):
-        """Renews the session key. `poll` does this every 24 hours."""
+        """Renews the session key. `poll` does this after 23 hours, an hour before the limit."""
         self._next_key, members = self._new_session_key()
         self._send({"type": "renew", **members})
 
@@ -1781,19 +1856,22 @@ class Client:
         self._tell("renewed")
 
     def change_password(self, new, key_file, rounds=ROUNDS):
-        """Uses a separate connection. If the outcome is unknown, two versions of the key file are left."""
-        other = Client(self.host, self.port, self.fingerprint, self.name, self.password, self.identity, key_file=key_file).connect()
+        """Changes the password on a separate connection. If the outcome is unknown, both key files remain."""
+        other = Client(self.host, self.port, self.fingerprint, self.name, self.password, self.identity,
+                       key_file=key_file).connect()
         new = self.password if prepared(new) == prepared(self.password) else prepared(new)
         nonce, at, secret = other._challenge()
         salt = secrets.token_bytes(32)
         logins = [(salt, rounds), *(login for login in other.logins or [] if login != at)][:LOGINS]
-        write_key_file(key_file + ".new", self.name, new, self.identity, server=self._server(), logins=as_members(logins))
+        write_key_file(key_file + ".new", self.name, new, self.identity, server=self._server(),
+                       logins=as_members(logins))
         key = password_key(new, salt, rounds)
         place = self.name, nonce, other.transport.exporter, salt, rounds, key
         response, proof = hmac256(secret, fields("password change response", *place)), fields("password change", *place)
         try:
-            other._say({"type": "password_change", "response": base64_of(response), "salt": base64_of(salt), "rounds": rounds,
-                        "password_key": base64_of(key), "proof": base64_of(self.identity.sign(proof))})
+            other._say({"type": "password_change", "response": base64_of(response), "salt": base64_of(salt),
+                        "rounds": rounds, "password_key": base64_of(key),
+                        "proof": base64_of(self.identity.sign(proof))})
             other._hear("password_changed")
         except MessengerError as error:
             if error.code != "server_error" and not isinstance(error, Lost):
@@ -1811,22 +1889,23 @@ class Client:
         with open(path, "rb") as file:
             while data := file.read(1 << 20):
                 digest.update(data)
-        transfer = Transfer(name, secrets.token_bytes(16), secrets.token_bytes(32), os.path.basename(path), size, digest.digest())
+        transfer = Transfer(name, secrets.token_bytes(16), secrets.token_bytes(32), os.path.basename(path), size,
+                            digest.digest())
         transfer.path = path
         self.sending[transfer.id] = transfer
-        self._word(transfer, "file_offer", key=base64_of(transfer.key), name=transfer.name, size=size, sha256=base64_of(transfer.digest),
-                   chunks=transfer.chunks)
+        self._word(transfer, "file_offer", key=base64_of(transfer.key), name=transfer.name, size=size,
+                   sha256=base64_of(transfer.digest), chunks=transfer.chunks)
         return transfer
 
     def accept_file(self, transfer, folder):
-        """Accepts an offered file, which appears in the folder when all of it has arrived and is verified."""
+        """Accepts an offered file, which appears in the folder when it is complete and verified."""
         if len(self.receiving) >= TRANSFERS_MOST or self.offers.pop(transfer.id, None) is None:
             raise MessengerError("transfer", "no such offer, or too many transfers")
         self.receiving[transfer.id] = transfer
         transfer.path = os.path.join(folder, f"{transfer.person}~{plain_name(transfer.name)}")
         part = os.path.join(folder, f"{transfer.person}_{transfer.id.hex()}.part")
         transfer.file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
-        transfer.part, transfer.session, transfer.state = part, self.key, "under way"
+        transfer.part, transfer.session, transfer.state = part, self.key, "in progress"
         self._word(transfer, "file_accept", start=0, session=base64_of(transfer.session.public.fingerprint))
         self._grant(transfer)
         if not transfer.chunks:
@@ -1845,15 +1924,16 @@ class Client:
         return self.send(transfer.person, json.dumps({"transfer": base64_of(transfer.id), **members}), kind)
 
     def _file_word(self, kind, text):
-        """Handles a file message. Refuses one that lacks a member or contradicts itself, as a bad envelope."""
+        """The members of a file message. An incomplete or contradictory one is refused like a bad envelope."""
         content = file_members(kind, text.encode())
         content["id"] = content["transfer"]
         if kind == "file_offer":
-            content["made"] = Transfer(None, content["id"], *(content[key] for key in ("key", "name", "size", "sha256")))
+            content["made"] = Transfer(None, content["id"],
+                                       *(content[key] for key in ("key", "name", "size", "sha256")))
         return content
 
     def _of(self, where, name, transfer):
-        """The transfer of a file message. A message from any other user than its peer is ignored."""
+        """The transfer of a file message; none if the message is not from its peer."""
         found = where.get(transfer)
         return found if found and found.person == name else None
 
@@ -1870,20 +1950,20 @@ class Client:
         transfer = self._of(self.sending, name, content["id"])
         if transfer and transfer.state == "offered":
             if content["start"] > transfer.chunks:
-                return self._end(transfer, "the accept begins behind the end")
+                return self._end(transfer, "the accept starts beyond the end of the file")
             transfer.start = transfer.index = content["start"]
             transfer.wanted = content["session"]
             self._begin(transfer)
 
     def _begin(self, transfer, asked_before=False):
-        """The chunk keys are wrapped only for the session key that the accept names."""
+        """Begins to send if the accept names the user's session key: chunk keys are wrapped for no other."""
         session = self.people[transfer.person].session
         if session and session.fingerprint == transfer.wanted:
-            transfer.session, transfer.state, transfer.file = session, "under way", open(transfer.path, "rb")
+            transfer.session, transfer.state, transfer.file = session, "in progress", open(transfer.path, "rb")
             transfer.file.seek(transfer.start * CHUNK)
             self._continue(transfer)
         elif asked_before:
-            self._end(transfer, "another session key than the server shows")
+            self._end(transfer, "the server shows another session key than the accept names")
         else:
             transfer.state = "keys"
             self._ask([transfer.person])
@@ -1897,7 +1977,7 @@ class Client:
 
     def _continue(self, transfer):
         """Sends the granted chunks."""
-        while transfer.state == "under way" and transfer.granted and transfer.index < transfer.chunks:
+        while transfer.state == "in progress" and transfer.granted and transfer.index < transfer.chunks:
             index, block = transfer.index, b""
             if chunk_blocks(index, transfer.start):
                 transfer.keys = [secrets.token_bytes(32) for _ in range(min(GROUP, transfer.chunks - index))]
@@ -1908,12 +1988,12 @@ class Client:
             payload = seal_chunk(transfer.key, transfer.id, index, transfer.keys.pop(0), block, data)
             self._send(bytes([len(transfer.person)]) + transfer.person.encode() + transfer.id + payload, packet=True)
             transfer.granted, transfer.index, transfer.deadline = transfer.granted - 1, index + 1, time.monotonic() + 60
-        if transfer.state == "under way" and transfer.index == transfer.chunks:
+        if transfer.state == "in progress" and transfer.index == transfer.chunks:
             transfer.state, transfer.deadline = "confirming", time.monotonic() + 120
 
     def _on_file_done(self, name, content):
         transfer = self._of(self.sending, name, content["id"])
-        if transfer and transfer.state in ("under way", "confirming"):
+        if transfer and transfer.state in ("in progress", "confirming"):
             self._close(transfer, "complete")
 
     def _on_file_reject(self, name, content):
@@ -1933,17 +2013,17 @@ class Client:
 
     def _look_at_the_clock(self):
         if self._fetching and time.monotonic() > self._hold_until:
-            self._make_mailbox()                                     # the mail takes long
+            self._make_mailbox()                                     # do not wait for slow mail
         if not self._holding():
             self._release()
         for transfer in [*self.offers.values(), *self.sending.values(), *self.receiving.values()]:
             if time.monotonic() > transfer.deadline:
-                self._end(transfer, "nothing has come for too long")
+                self._end(transfer, "no progress for too long")
         if time.monotonic() - self._key_since > 23 * 3600 and not self._next_key:
             self.renew()
 
     def _grant(self, transfer):
-        """Grants as many chunks as fill the window. It holds complete groups, so a group in progress can always be completed."""
+        """Grants chunks up to the window, which holds complete groups, so that a group in progress can be completed."""
         count = min(WINDOW - transfer.granted, transfer.chunks - transfer.index - transfer.granted)
         if count > 0 and (transfer.granted == 0 or transfer.index % GROUP == 0):
             transfer.granted += count
@@ -1957,8 +2037,10 @@ class Client:
         try:
             if not transfer.granted:
                 raise Refused("chunk", "not requested")
-            transfer.group.append(parse_chunk(payload, transfer.key, transfer.id, transfer.index, transfer.start, transfer.length(transfer.index)))
-            transfer.granted, transfer.index, transfer.deadline = transfer.granted - 1, transfer.index + 1, time.monotonic() + 60
+            transfer.group.append(parse_chunk(payload, transfer.key, transfer.id, transfer.index, transfer.start,
+                                              transfer.length(transfer.index)))
+            transfer.granted, transfer.index = transfer.granted - 1, transfer.index + 1
+            transfer.deadline = time.monotonic() + 60
             if transfer.index == transfer.chunks or chunk_blocks(transfer.index, transfer.start):
                 data = open_chunks(transfer.session, transfer.id, transfer.index - len(transfer.group), transfer.group)
                 transfer.group = []
@@ -1976,19 +2058,17 @@ class Client:
         transfer.file.flush()
         os.fsync(transfer.file.fileno())
         stem, extension = os.path.splitext(transfer.path)
-        for count in range(10_000):                                  # never overwrite a file
-            try:
-                path = transfer.path if not count else f"{stem}_{count}{extension}"
+        for count in itertools.count():                              # never overwrite a file
+            path = transfer.path if not count else f"{stem}_{count}{extension}"
+            with contextlib.suppress(FileExistsError):
                 os.link(transfer.part, path)
                 break
-            except FileExistsError:
-                pass
         transfer.path = path
         self._word(transfer, "file_done")
         self._close(transfer, "complete")
 
     def _end(self, transfer, reason, tell=True):
-        """Ends a transfer from our side, and notifies the peer if it is online. The recipient also revokes its grants."""
+        """Ends a transfer from our side, and notifies the peer unless `tell` is false."""
         if not transfer.over:
             if tell:
                 self._word(transfer, "file_cancel", reason=reason)
@@ -2008,7 +2088,7 @@ class Client:
 # ---------------------------------------------------------------- a minimal program
 
 def harmless(text):
-    """PROTOCOL: Text from others. Another user's line cannot control the terminal or look like a different line."""
+    """PROTOCOL: Text from others. The text can neither control the terminal nor look like another line."""
     return "".join(c if c.isprintable() else {"\n": "⏎", "\t": " "}.get(c, "\ufffd") for c in text)
 
 
@@ -2036,7 +2116,8 @@ def main():
             if not line:
                 return client.logout()
             name, _, text = line.rstrip("\n").partition(": ")
-            job = client.send(name, text) if text and name in {*client.online, *client.people} else client.broadcast(line.rstrip("\n"))
+            is_private = text and name in {*client.online, *client.people}
+            job = client.send(name, text) if is_private else client.broadcast(line.rstrip("\n"))
             print("*", client.wait(lambda: job.done) and job.outcome)
         try:
             client.poll(0.2)
