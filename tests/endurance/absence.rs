@@ -26,14 +26,14 @@ const MOST: usize = 30;
 struct Round {
     /// The numbers from here on.
     first: usize,
-    /// The server was killed. Its queues are not on disk, and it has forgotten which senders to notify of a loss: what it
-    /// called delivered may be lost.
+    /// The server was killed. Its queues are not on disk, and it has forgotten which senders to notify of a loss, so
+    /// delivered messages may be lost.
     killed_server: bool,
-    /// Users who left, if the sender's client was killed: nobody is notified of messages that their sessions lost.
+    /// Users who left, if the sender's client was killed: it cannot be notified of messages that their sessions lost.
     left: BTreeSet<String>,
-    /// The last message that bob's client printed before it was killed. The client acknowledges a message when it takes
-    /// it from the network, milliseconds before it prints it: messages that were called delivered and follow this one
-    /// directly may be lost. Later ones come again, because they were not acknowledged.
+    /// The last message that bob's client printed before it was killed. The client acknowledges a message milliseconds
+    /// before it prints it, so the delivered messages directly after this one may be lost. Later ones were not
+    /// acknowledged, and arrive again.
     last: Option<usize>,
 }
 
@@ -52,8 +52,8 @@ struct Stage {
 }
 
 impl Stage {
-    /// Lets alice write until it is certain that what she wrote before has arrived, or waits on the server. Restarts
-    /// clients whose login the server's end has broken.
+    /// Lets alice write until a message has arrived or waits on the server, and so all earlier ones too. Restarts
+    /// clients that ended because the server was killed during their login.
     fn settle(&mut self, has_killed_server: bool) {
         let (end, names) = (Instant::now() + DEADLINE, ["bob", "carol"]);
         loop {
@@ -79,7 +79,7 @@ impl Stage {
                 thread::park_timeout(Duration::from_millis(10));
             }
             assert!(Instant::now() < end, "alice's messages do not arrive");
-            // A typed line makes a client reconnect soon.
+            // A typed line makes a client reconnect without delay.
             for user in &mut self.users[1..] {
                 let line = format!("/msg {} x", user.name);
                 user.client.iter_mut().for_each(|client| _ = client.try_say(&line));
@@ -88,9 +88,9 @@ impl Stage {
     }
 }
 
-/// Lets bob fetch everything: then nothing waits on the server, and his file has one key.
-fn fetches_everything(server: &Server, gate: &Gate, user: &mut User) {
-    user.comes(gate);
+/// Lets a user fetch all mail: then nothing waits on the server, and the mailbox file has one key.
+fn fetch_everything(server: &Server, gate: &Gate, user: &mut User) {
+    user.log_in(gate);
     until("nothing waits", || waiting(server, &user.name).is_empty());
     until("the former keys are erased", || user.records() == 1);
     user.leave();
@@ -106,7 +106,7 @@ fn killed_programs_lose_no_kept_message_and_repeat_none() {
     let mut stage = Stage { gate: Gate::before(&server), users, letters: Letters::default() };
     stage.users.iter_mut().for_each(|user| user.start(&stage.gate));
     for user in &mut stage.users {
-        user.comes(&stage.gate);
+        user.log_in(&stage.gate);
         let key = server.data("mail").join(&user.name).join("key");
         until("the server has a mailbox key", || key.exists());
     }
@@ -124,7 +124,7 @@ fn killed_programs_lose_no_kept_message_and_repeat_none() {
                 round.left.insert(user.name.clone());
             }
         }
-        // The moment: any, or soon after a step of bob's login.
+        // Kill at any moment, or soon after a step of bob's login.
         let step = ["", "* logged in as", "while you were away"][dice.below(3) as usize];
         let latest =
             Instant::now() + Duration::from_millis(if step.is_empty() { dice.below(1500) } else { 2500 });
@@ -174,14 +174,14 @@ fn killed_programs_lose_no_kept_message_and_repeat_none() {
     // All log in once more. Alice leaves last, so that she is notified of losses.
     let Stage { gate, users: [alice, bob, carol, dave], letters } = &mut stage;
     for user in [&mut *bob, carol] {
-        user.comes(gate);
+        user.log_in(gate);
     }
     for user in [&mut *bob, carol] {
         user.leave();
     }
     alice.leave();
     for user in [&mut *bob, carol] {
-        fetches_everything(&server, gate, user);
+        fetch_everything(&server, gate, user);
     }
     dave.leave();
     let excused = |name: &str, number: usize| {
@@ -211,9 +211,9 @@ impl Absence {
         let gates = [Gate::before(&server), Gate::of(&server, Unit::Frames)];
         let (alice, bob) = (User::new("alice"), User::new("bob"));
         let mut absence = Absence { server, gates, alice, bob, letters: Letters::default() };
-        absence.alice.comes(&absence.gates[0]);
-        absence.leaves();
-        (0..3).for_each(|_| absence.is_kept());
+        absence.alice.log_in(&absence.gates[0]);
+        absence.visit();
+        (0..3).for_each(|_| absence.write_kept());
         absence
     }
 
@@ -221,9 +221,9 @@ impl Absence {
         std::fs::read(self.server.data("mail/bob/key")).unwrap_or_default()
     }
 
-    /// Bob comes, makes a key, and leaves.
-    fn leaves(&mut self) {
-        self.bob.comes(&self.gates[1]);
+    /// Bob logs in, makes a mailbox key, and leaves.
+    fn visit(&mut self) {
+        self.bob.log_in(&self.gates[1]);
         until("the server has a mailbox key", || !self.key().is_empty());
         until("it is bob's only key", || self.bob.records() == 1);
         self.bob.leave();
@@ -231,30 +231,31 @@ impl Absence {
     }
 
     /// Alice writes a message that is kept.
-    fn is_kept(&mut self) {
+    fn write_kept(&mut self) {
         let number = self.letters.say(&mut self.alice, &["bob"]);
         let report = format!("* kept for bob until they log in (\"n{number}\")");
         assert_eq!(self.alice.client.as_mut().expect("here").expect(&format!("\"n{number}\"")), report);
     }
 
-    /// Ends all sessions: bob is absent again. Another message is kept; then he fetches everything. Returns what he has
-    /// seen in all his runs.
-    fn ends(mut self) -> Vec<(usize, bool)> {
+    /// Ends all sessions, so that bob is absent again. Alice writes one more message, and bob fetches everything.
+    /// Returns what he has seen in all his runs.
+    fn finish(mut self) -> Vec<(usize, bool)> {
         self.gates.iter().for_each(Gate::shut);
         let home = self.server.kill();
         self.server = Server::within(home, &[&ROOMY[..], &["--no-tls"]].concat());
         self.gates.iter().for_each(|gate| gate.lead_to(&self.server));
         self.alice.client.as_mut().expect("here").expect("in a new session");
-        self.is_kept();
-        fetches_everything(&self.server, &self.gates[1], &mut self.bob);
+        self.write_kept();
+        fetch_everything(&self.server, &self.gates[1], &mut self.bob);
         self.alice.leave();
         self.letters.check(&[&self.alice, &self.bob], |_, _| false);
         self.bob.shown().into_iter().map(|(_, number, is_marked)| (number, is_marked)).collect()
     }
 }
 
-/// Kills bob's client at the first frame of this type in his second login: the frame `passes`, and nothing after it does.
-fn killed_at(way: Way, frame: &str, passes: bool) -> Vec<(usize, bool)> {
+/// Kills bob's client at the first frame of this type in his second login. If it `passes`, nothing after it does;
+/// otherwise it does not pass either.
+fn kill_at(way: Way, frame: &str, passes: bool) -> Vec<(usize, bool)> {
     let mut absence = Absence::begin();
     let (key, is_over) = (absence.key(), Arc::new(AtomicBool::new(false)));
     for one in [Way::Up, Way::Down] {
@@ -279,17 +280,18 @@ fn killed_at(way: Way, frame: &str, passes: bool) -> Vec<(usize, bool)> {
     for way in [Way::Up, Way::Down] {
         absence.gates[1].hook(way, |unit| unit);
     }
-    absence.ends()
+    absence.finish()
 }
 
+/// Four messages, each shown once and without a mark.
 const ONCE: [(usize, bool); 4] = [(0, false), (1, false), (2, false), (3, false)];
 
 /// PROTOCOL#fetching, PROTOCOL#mail-records.
 #[test]
 fn client_killed_before_or_after_its_mail_done_shows_once() {
-    assert_eq!(killed_at(Way::Down, "mail", false), ONCE);
-    assert_eq!(killed_at(Way::Up, "mail_done", false), ONCE);
-    assert_eq!(killed_at(Way::Up, "mail_done", true), ONCE);
+    assert_eq!(kill_at(Way::Down, "mail", false), ONCE);
+    assert_eq!(kill_at(Way::Up, "mail_done", false), ONCE);
+    assert_eq!(kill_at(Way::Up, "mail_done", true), ONCE);
 }
 
 /// PROTOCOL#mail-owner, PROTOCOL#mail-erasing, PROTOCOL#mailbox-key.
@@ -298,7 +300,7 @@ fn client_killed_while_it_replaces_its_key_loses_nothing() {
     for (way, frame, passes) in
         [(Way::Up, "mailbox", false), (Way::Up, "mailbox", true), (Way::Down, "mailbox_set", true)]
     {
-        let seen = killed_at(way, frame, passes);
+        let seen = kill_at(way, frame, passes);
         assert!(seen.len() >= ONCE.len(), "{frame}: {seen:?}");
     }
 }
@@ -307,7 +309,7 @@ fn client_killed_while_it_replaces_its_key_loses_nothing() {
 #[test]
 fn client_killed_between_record_and_show_marks_its_mail() {
     let mut absence = Absence::begin();
-    // Nobody reads the output. It is full, so nothing can be shown.
+    // Nobody reads the output, and it is full, so nothing can be shown.
     let home = absence.bob.home.clone();
     let fifo = home.path("fifo");
     make_fifo(&fifo);
@@ -325,7 +327,7 @@ fn client_killed_between_record_and_show_marks_its_mail() {
     assert_eq!(waiting(&absence.server, "bob").len(), 3, "nothing is confirmed that was not shown");
     assert_eq!(absence.bob.records(), 5, "nothing is recorded as shown");
     absence.bob.runs.clear();
-    let seen = absence.ends();
+    let seen = absence.finish();
     assert_eq!(seen, [(0, true), (1, true), (2, true), (3, false)]);
 }
 
@@ -333,8 +335,8 @@ fn client_killed_between_record_and_show_marks_its_mail() {
 fn fill(fifo: &Path) {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let flags = 0o4000;
-    let mut pipe = std::fs::OpenOptions::new().write(true).custom_flags(flags).open(fifo).expect("a pipe");
+    let mut options = std::fs::OpenOptions::new();
+    let mut pipe = options.write(true).custom_flags(libc::O_NONBLOCK).open(fifo).expect("a pipe");
     while pipe.write(b"\n").is_ok() {}
 }
 
@@ -342,7 +344,7 @@ fn fill(fifo: &Path) {
 #[test]
 fn two_racing_logins_show_each_message_once() {
     let mut absence = Absence::begin();
-    // Neither registers: that needs the key file's lock.
+    // Neither registers, because that needs the key file's lock.
     let home = &absence.bob.home;
     let start = || Some(absence.gates[1].client(home.clone(), "bob", &[]));
     let mut racers = [(); 2].map(|()| User { home: home.clone(), client: start(), ..User::new("bob") });
@@ -353,7 +355,7 @@ fn two_racing_logins_show_each_message_once() {
     assert!(loser.lines().any(|line| line.contains("elsewhere")), "{:#?}", loser.runs);
     winner.leave();
     absence.bob.runs.extend(loser.runs.into_iter().chain(winner.runs));
-    let seen = absence.ends();
+    let seen = absence.finish();
     let numbers: BTreeSet<usize> = seen.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers.len(), 4, "{seen:?}");
 }
@@ -370,7 +372,7 @@ fn second_machine_fetches_its_own_key_s_mail_only() {
     let other = Folder::new();
     copy(&absence.bob.home.path(DATA), &other.path(DATA));
     let mut second = User { home: Arc::new(other), ..User::new("bob") };
-    // Both machines have the key. One ends the other's login, perhaps after it has shown what it has not confirmed.
+    // Both machines have the key. One login ends the other, perhaps between showing and confirming a message.
     absence.bob.start(&absence.gates[1]);
     second.start(&absence.gates[1]);
     until("one of them has ended", || !absence.bob.poll() || !second.poll());
@@ -379,30 +381,22 @@ fn second_machine_fetches_its_own_key_s_mail_only() {
     let numbers = |users: [&User; 2]| -> BTreeSet<usize> {
         users.iter().flat_map(|user| user.shown()).map(|(_, number, _)| number).collect()
     };
-    fetches_all(&mut absence, &mut second);
+    for user in [&mut second, &mut absence.bob] {
+        fetch_everything(&absence.server, &absence.gates[1], user);
+    }
     assert_eq!(numbers([&absence.bob, &second]), (0..3).collect());
     for user in [&absence.bob, &second] {
         absence.letters.check(&[user], |_, _| true);
     }
     // The first machine's key is the current one. The second cannot read its mail, and leaves it there.
-    absence.leaves();
-    absence.is_kept();
-    let client = second.comes(&absence.gates[1]);
+    absence.visit();
+    absence.write_kept();
+    let client = second.log_in(&absence.gates[1]);
     client.expect("* 1 message waits for the machine that you used before, until 2");
     second.leave();
     assert_eq!(waiting(&absence.server, "bob").len(), 1);
     assert!(!second.shown().iter().any(|(_, number, _)| *number == 3));
-    let client = absence.bob.comes(&absence.gates[1]);
+    let client = absence.bob.log_in(&absence.gates[1]);
     assert_eq!(client.expect("n3"), "<alice -> bob> n3");
     until("nothing waits", || waiting(&absence.server, "bob").is_empty());
-}
-
-/// Lets both machines fetch, one after the other.
-fn fetches_all(absence: &mut Absence, second: &mut User) {
-    for user in [second, &mut absence.bob] {
-        user.comes(&absence.gates[1]);
-        until("nothing waits", || waiting(&absence.server, "bob").is_empty());
-        until("the former keys are erased", || user.records() == 1);
-        user.leave();
-    }
 }

@@ -1,5 +1,5 @@
 //! A server that is killed at any moment, and a full disk: everything that the server confirmed survives, nothing is
-//! half done, and no files pile up.
+//! half done, and no temporary files are left.
 //!
 //! `CRASHES` sets the number of kills; `CRASHES_SEED` chooses their moments, which also depend on the machine.
 
@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 /// The number of clients that use the server until it is killed.
 const PEOPLE: usize = 4;
+/// Options of a server that refuses no registration.
 const PLENTY: [&str; 2] = ["--registrations", "1000000"];
 
 /// The state of an account that a client has observed.
@@ -38,7 +39,7 @@ enum Known {
 type Accounts = Mutex<BTreeMap<String, Known>>;
 
 /// Creates accounts, logs in and changes passwords until the server is gone.
-fn live(port: u16, who: &str, accounts: &Accounts) {
+fn use_server(port: u16, who: &str, accounts: &Accounts) {
     for n in 0.. {
         let person = Person::new(&format!("{who}-{n}"));
         let name = person.name.to_string();
@@ -61,7 +62,7 @@ fn live(port: u16, who: &str, accounts: &Accounts) {
 }
 
 /// Asserts that `server --check` finds no problem and no damage.
-fn is_sound(home: &Folder) {
+fn assert_sound(home: &Folder) {
     let (status, text) = check(home);
     assert_eq!(status, 0, "{text}");
     let bad = |line: &&str| line.contains("problem") || line.contains("WARNING");
@@ -69,7 +70,7 @@ fn is_sound(home: &Folder) {
 }
 
 /// Asserts that every line of `users.json` is complete and that no temporary file is left.
-fn is_tidy(data: &Path) {
+fn assert_tidy(data: &Path) {
     let users = fs::read_to_string(data.join("users.json")).expect("there");
     assert!(users.is_empty() || users.ends_with('\n'));
     assert!(users.lines().all(|line| line.starts_with('{') && line.ends_with('}')), "{users}");
@@ -89,19 +90,19 @@ fn killed_server_keeps_everything_it_confirmed() {
     let mut all: BTreeMap<String, &'static str> = BTreeMap::new();
     for crash in 0..crashes {
         let server = Server::within(home, &PLENTY);
-        is_tidy(&server.home.path("data"));
+        assert_tidy(&server.home.path("data"));
         let (port, accounts) = (server.port, Accounts::default());
         home = thread::scope(|scope| {
             for n in 0..PEOPLE {
                 let (name, accounts) = (format!("p{crash}-{n}"), &accounts);
-                scope.spawn(move || live(port, &name, accounts));
+                scope.spawn(move || use_server(port, &name, accounts));
             }
             thread::park_timeout(Duration::from_millis(dice.below(800)));
             server.kill()
         });
-        is_sound(&home);
+        assert_sound(&home);
         let server = Server::within(home, &PLENTY);
-        is_tidy(&server.home.path("data"));
+        assert_tidy(&server.home.path("data"));
         for (name, known) in accounts.into_inner().expect("whole") {
             let person = Person::new(&name);
             let password = match known {
@@ -138,13 +139,13 @@ fn killed_server_keeps_everything_it_confirmed() {
 }
 
 /// Starts a server on `home`, and kills it `wait` after its data folder reaches a state.
-fn killed_when(home: &Folder, so: impl Fn(&Path) -> bool, wait: Duration) {
+fn kill_when(home: &Folder, is_reached: impl Fn(&Path) -> bool, wait: Duration) {
     let data = home.path("data");
     let mut command = server_command(home, &["--host", "127.0.0.1", "--port", "0"]);
     let mut child = command.stdout(Stdio::null()).spawn().expect("the server starts");
     let end = Instant::now() + support::DEADLINE;
-    // Poll without a pause, because the state is short.
-    while !so(&data) {
+    // Poll without a pause, because the state is short-lived.
+    while !is_reached(&data) {
         assert!(Instant::now() < end, "the folder never reached the state");
     }
     thread::park_timeout(wait);
@@ -160,12 +161,12 @@ fn start_succeeds_after_a_kill_at_any_point_of_the_first() {
     for round in 0..number("CRASHES", 20) {
         let home = Arc::new(Folder::new());
         let wait = Duration::from_micros(dice.below(1_000));
-        killed_when(&home, |data| data.exists() && in_certs(data) as u64 >= round % 3, wait);
+        kill_when(&home, |data| data.exists() && in_certs(data) as u64 >= round % 3, wait);
         *reached.entry(in_certs(&home.path("data"))).or_insert(0) += 1;
         let server = Server::within(home, &[]);
-        is_tidy(&server.home.path("data"));
+        assert_tidy(&server.home.path("data"));
         assert!(server.raw().is_usable());
-        is_sound(&server.home);
+        assert_sound(&server.home);
     }
     println!("number of files in certs at the kill, and how often: {reached:?}");
 }
@@ -177,7 +178,7 @@ fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
     drop(Server::within(home.clone(), &[]));
     let logs = home.path("data/logs");
     let line = "2026-01-31T08:05:09Z event=login_failed user=alice addr=203.0.113.7\n";
-    let (mut rotated, mut amid) = (0, 0);
+    let (mut rotated, mut during) = (0, 0);
     for round in 0..number("CRASHES", 20) {
         let log = logs.join("security.log");
         // Fill the log so that the entry of the start rotates it.
@@ -188,12 +189,12 @@ fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
         fs::set_permissions(&log, fs::Permissions::from_mode(0o600)).expect("ours");
         let wait = Duration::from_micros(if dice.below(2) == 0 { 0 } else { dice.below(200) });
         let is_changed = |_: &Path| fs::metadata(&log).map_or(0, |facts| facts.len()) != bytes.len() as u64;
-        killed_when(&home, is_changed, wait);
-        amid += usize::from(!log.exists());
+        kill_when(&home, is_changed, wait);
+        during += usize::from(!log.exists());
         let server = Server::within(home.clone(), &[]);
         let files = support::files(&logs);
         assert!(files.len() <= 6, "{files:?}");
-        // The lines from before are in the newest file or in one of the two previous ones.
+        // The lines of before the kill are in the newest file or in one of the two previous ones.
         let begins = |name: &str| {
             let file = fs::File::open(logs.join(name)).ok()?;
             BufReader::new(file).lines().next()?.ok()
@@ -203,15 +204,15 @@ fn kill_during_log_rotation_keeps_all_logs_and_at_most_five() {
         rotated += usize::from(found[0] != Some(mark.trim_end().into()));
         drop(server);
     }
-    println!("rotated {rotated} times, killed {amid} times during a rotation");
+    println!("rotated {rotated} times, killed {during} times during a rotation");
 }
 
 #[test]
 fn full_disk_refuses_only_accounts_until_there_is_room() {
     let home = Arc::new(Folder::new());
     drop(Server::within(home.clone(), &PLENTY));
-    // A limit on the file size plays the full disk; a soft limit can be lifted. Without the trap, the signal would kill
-    // the server.
+    // A limit on the size of files simulates the full disk; a soft limit can be lifted. Without the trap, SIGXFSZ would
+    // kill the server.
     let full = "trap '' XFSZ; ulimit -S -f 16";
     let server = Server::after(full, home, &PLENTY);
     let limit = fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap_or_default();
@@ -259,9 +260,9 @@ fn full_disk_refuses_only_accounts_until_there_is_room() {
     drop((alice, bob));
     // After a restart, exactly these accounts exist.
     let home = server.kill();
-    is_sound(&home);
+    assert_sound(&home);
     let server = Server::within(home, &PLENTY);
-    is_tidy(&server.home.path("data"));
+    assert_tidy(&server.home.path("data"));
     let accounts = format!("({} accounts)", 2 + made + 5 + 1);
     server.told(&accounts);
     assert!(server.opens(&Person::new("n0x0"), PASSWORD) && server.opens(&Person::new("later4"), PASSWORD));
@@ -281,7 +282,7 @@ fn write_to_carol(port: u16, from: &Person, first: u64) -> u64 {
     unreachable!("the server is killed")
 }
 
-/// What carol has received.
+/// The messages that carol has received.
 struct Arrived {
     senders: [Person; 3],
     /// The last number of each sender.
@@ -293,7 +294,7 @@ struct Arrived {
 }
 
 impl Arrived {
-    /// Takes a batch: nothing that was confirmed is missing, and nothing that was deleted comes again.
+    /// Takes a batch. Asserts that no confirmed message is missing, and that no deleted one arrives again.
     fn take(&mut self, mail: &Mail) -> Vec<(usize, u64)> {
         let place = |kept: &Kept| {
             let header = &kept.message.envelope.header;
@@ -342,9 +343,9 @@ fn killed_server_loses_no_kept_message_and_repeats_none() {
             arrived.unsure.insert((n, *number));
             *number += 1;
         }
-        is_sound(&home);
+        assert_sound(&home);
         server = Server::within(home, &arguments);
-        is_tidy(&server.home.path("data"));
+        assert_tidy(&server.home.path("data"));
         let mut raw = server.returns(&carol);
         // Some batches before the next crash, all of them after the last one.
         let batches = if crash == crashes { u64::MAX } else { dice.below(20) };

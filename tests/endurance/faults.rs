@@ -35,7 +35,7 @@ fn fault<'scope>(gate: &'scope Gate, dice: &'scope Dice, scope: &'scope Scope<'s
 #[test]
 fn faults_deliver_once_in_order_or_notify_the_sender() {
     let (dice, faults) = (Dice::named("FAULTS_SEED"), number("FAULTS", 60) as usize);
-    // Large outboxes, so that clients that are disconnected do not lose messages.
+    // Large outboxes, so that disconnected clients lose no messages.
     let server = Server::with(&["--outbox", "65536", "--registrations", "1000"]);
     let gates: Vec<Gate> = (0..PEOPLE).map(|_| Gate::before(&server)).collect();
     gates.iter().for_each(|gate| gate.split(&dice));
@@ -95,7 +95,7 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
     gates.iter().for_each(Gate::heal);
     let outputs: Vec<Vec<String>> = people.iter().map(|person| person.output.seen.clone()).collect();
     drop(people);
-    let (mut messages, mut told_of) = (0, 0);
+    let (mut messages, mut reported) = (0, 0);
     for ((from, to), &count) in &said {
         let from = *from;
         let list = to.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -119,11 +119,11 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
             assert!(missing.is_empty(), "{mark} at p{one}: {missing:?} of {count}");
             messages += seen.len();
         }
-        told_of += problems.len();
+        reported += problems.len();
     }
     let count = |part: &str| outputs.iter().flatten().filter(|line| line.contains(part)).count();
     println!(
-        "{faults} faults, {} connections lost, {} new sessions, {messages} messages shown, {told_of} reported as lost",
+        "{faults} faults, {} connections lost, {} new sessions, {messages} messages shown, {reported} reported as lost",
         count("; trying again"),
         count("in a new session")
     );
@@ -131,8 +131,9 @@ fn faults_deliver_once_in_order_or_notify_the_sender() {
     assert_eq!((count("in a new session"), count(" has left")), (0, 0));
 }
 
-/// Users who stay and write, and users who come and go.
+/// Users who stay and write.
 const STAYING: usize = 3;
+/// Users who log in and leave again and again.
 const COMING: usize = 4;
 
 /// PROTOCOL#keeping, PROTOCOL#lost, PROTOCOL#stale, PROTOCOL#mail-order.
@@ -144,7 +145,7 @@ fn faults_lose_no_message_to_users_who_come_and_go() {
     let names: Vec<String> = (0..gates.len()).map(|n| format!("p{n}")).collect();
     let mut users: Vec<User> = names.iter().map(|name| User::new(name)).collect();
     for (user, gate) in users.iter_mut().zip(&gates) {
-        user.comes(gate);
+        user.log_in(gate);
         let key = server.data("mail").join(&user.name).join("key");
         until("the server has a mailbox key", || key.exists());
     }
@@ -181,12 +182,12 @@ fn faults_lose_no_message_to_users_who_come_and_go() {
     for (user, gate) in coming.iter_mut().zip(&gates[STAYING..]) {
         // Some have left already, or have failed to log in.
         user.leave();
-        user.comes(gate);
+        user.log_in(gate);
         user.leave();
     }
     staying.iter_mut().for_each(User::leave);
     for (user, gate) in users.iter_mut().zip(&gates) {
-        user.comes(gate);
+        user.log_in(gate);
         until("nothing waits", || waiting(&server, &user.name).is_empty());
         user.leave();
     }

@@ -1,11 +1,11 @@
-//! Numbered private and room messages of real clients that come, go and are killed, and what became of each.
+//! Numbered private and room messages of real clients that log in, leave and are killed, and the fate of each message.
 
 use crate::support::{Client, DATA, Folder, Gate, Server, files};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Mailboxes that are never full.
+/// Options of a server whose mailboxes are never full.
 pub const ROOMY: [&str; 6] = ["--mail", "1000000", "--mail-sender", "1000000", "--mail-messages", "1000000"];
 
 /// A user, and the output of each run of their client.
@@ -28,7 +28,7 @@ impl User {
     }
 
     /// Starts the client if it does not run, and waits for the login.
-    pub fn comes(&mut self, gate: &Gate) -> &mut Client {
+    pub fn log_in(&mut self, gate: &Gate) -> &mut Client {
         if self.client.is_none() {
             self.start(gate);
         }
@@ -90,7 +90,7 @@ impl User {
     }
 }
 
-/// Files with messages that wait on the server for this user.
+/// The files of messages that wait on the server for this user.
 pub fn waiting(server: &Server, name: &str) -> Vec<PathBuf> {
     let is_message = |path: &PathBuf| {
         let file = path.file_name().and_then(|file| file.to_str());
@@ -134,11 +134,11 @@ impl Letters {
         number
     }
 
-    /// Asserts what holds whatever was killed or cut:
+    /// Asserts what holds whatever was killed or disconnected:
     ///
     /// - A message that its sender's client reported as kept was shown to the recipient.
-    /// - So was one that the client reported as accepted, without a later doubt, unless it is `excused`. (`delivered`
-    ///   promises less than `kept`: the message is in a session of the recipient.)
+    /// - So was a message that the client showed as accepted and did not report later, unless it is `excused`.
+    ///   (`delivered` promises less than `kept`: the message is in a session of the recipient.)
     /// - A message that was shown twice has a mark, except the first time.
     /// - Messages without a mark are in order, for each conversation and each run of the sender's client; live ones
     ///   that a resumption has acknowledged may overtake mail.
@@ -146,7 +146,7 @@ impl Letters {
     ///
     /// Returns the numbers of messages that were kept and delivered, and of marks.
     pub fn check(&self, users: &[&User], excused: impl Fn(&str, usize) -> bool) -> (usize, usize, usize) {
-        // For each message, whether it was accepted without a doubt, and the recipients for whom it was kept.
+        // The messages that were accepted without a later report, and each kept message with its recipient.
         let (mut accepted, mut kept) = (BTreeSet::new(), BTreeSet::new());
         for user in users {
             for line in user.lines() {

@@ -46,7 +46,7 @@ fn holds(property: &Property) {
     let end = Instant::now() + MOMENT;
     let mut tried = 0;
     while Instant::now() < end || tried == 0 {
-        // A new seed for each input, so that a failure is repeated immediately.
+        // A new seed for each input, so that a seed repeats a failure with its first input.
         let seed = given.unwrap_or_else(|| u64::from_be_bytes(random()));
         let tried_now = Tried(property, seed, input(&Dice::new(seed), &examples));
         (property.holds)(&tried_now.2);
