@@ -37,7 +37,7 @@ fn main() {
     println!("  start, log in, leave:             {again:>6.0} ms");
 }
 
-/// The session of a user "me" who has the keys of all other users.
+/// The session of the user `me`, who has the keys of all other users.
 struct Scene {
     session: Session,
     public: SessionPublicKey,
@@ -99,7 +99,7 @@ fn keys_of(person: &Person) -> UserKeys {
     }
 }
 
-/// Milliseconds of wall time and of CPU time.
+/// Milliseconds of wall time and of CPU time from a typed line to its sealed message.
 fn seal(recipients: usize, runs: usize) -> (f64, f64) {
     let people: Vec<Person> = (0..recipients).map(|n| Person::new(&format!("p{n}"))).collect();
     let mut scene = Scene::new(&people);
@@ -115,7 +115,8 @@ fn seal(recipients: usize, runs: usize) -> (f64, f64) {
             effects.extend(scene.take(Event::Line(format!("a line of about the usual length, number {n}"))));
             let sent = effects.iter().find(|effect| matches!(effect, Effect::Do(Action::Send(_))));
             let Some(Effect::Do(Action::Send(message))) = sent else { panic!("the message is not sent") };
-            assert!(message.encode().len() > recipients * 344);
+            // Each recipient's wrapped key has 352 characters in base64.
+            assert!(message.encode().len() > recipients * 352);
             scene.settle(std::mem::take(&mut effects), &people);
         }
         let count = LINES as f64 / 1e3;

@@ -1,6 +1,6 @@
-//! Whether time reveals a secret: at a login, whether the name has an account and whether the password is right; in a
-//! comparison, where two values differ. A real server answers over TLS; then its parts run alone. All kinds of attempt
-//! are mixed in random order. The noise is what 95 of 100 random halvings of one kind stay below.
+//! Does timing reveal a secret? At a login: whether the name has an account, and whether the password is right. In a
+//! comparison: where two values differ. A real server answers over TLS; then its parts run alone. All kinds of attempt
+//! are mixed in random order. The noise is the difference that 95 of 100 random halvings of one kind do not exceed.
 //!
 //! `cargo bench --bench constant [-- [ATTEMPTS] [logins] [names] [decisions] [comparisons]]`; 10,000 attempts of each
 //! kind take a quarter of an hour.
@@ -66,10 +66,10 @@ fn main() {
     }
 }
 
-/// Measures as many attempts of each kind, and prints the result.
+/// Measures this number of attempts of each kind, and prints the result.
 type Part = fn(usize, &Dice);
 
-/// Compares the kinds that a client must not be able to tell apart, and two that it may.
+/// Compares the kinds that a client must not be able to tell apart, and two pairs that it may.
 fn report(attempts: &[Attempt], dice: &Dice) {
     let of = |kind: Kind, time: fn(&Attempt) -> f64| -> Vec<f64> {
         attempts.iter().filter(|attempt| attempt.kind == kind).map(time).collect()
@@ -97,7 +97,7 @@ fn person(kind: &str, number: usize) -> Person {
     Person::new(&format!("{kind}-{number:06}"))
 }
 
-/// Over the network. No name and no address has as many failures as lock it.
+/// Logins over the network. No name and no address has enough failures to be locked.
 fn logins(count: usize, dice: &Dice) {
     let server = Server::with(&ARGUMENTS);
     let numbers: Vec<usize> = (0..=count).collect();
@@ -123,7 +123,7 @@ fn logins(count: usize, dice: &Dice) {
     report(&kinds.into_iter().map(measure).collect::<Vec<_>>(), dice);
 }
 
-/// The look-up of each name once, and of as many without an account.
+/// Looks up each name once, and the same number of names without an account.
 fn names(count: usize, dice: &Dice) {
     let folder = Folder::new();
     disk::private_folders(&folder.path("keys"), &[]).expect("a folder");
@@ -231,7 +231,7 @@ fn ask(raw: &mut Raw, message: &ClientMessage) -> (f64, ServerMessage) {
     (time, ServerMessage::decode(answer.as_bytes()).expect("a message"))
 }
 
-/// Three kinds of comparison: of keys, of a MAC, and one that ends at the first difference, which must be seen.
+/// Compares keys, then MACs, then with a function that returns at the first difference, which must be visible.
 fn comparisons(count: usize, dice: &Dice) {
     let (secret, key) = (random::<32>(), Key::random());
     let flipped = |bytes: [u8; 32]| {
@@ -270,8 +270,8 @@ fn head(title: &str) {
     );
 }
 
-/// Prints both, by how much the second median is longer, the probability P that one of the second is longer than one of
-/// the first (Mann and Whitney), the noise of either, and the least delay that P would show.
+/// Prints the quartiles of both, and how much longer the second median is; the probability P that a second time exceeds
+/// a first one (Mann-Whitney); the noise of both figures; and the shortest delay that P would show.
 fn compare((first, one): (&str, &[f64]), (second, other): (&str, &[f64]), dice: &Dice) {
     let quartiles = |name: &str, times: &[f64]| {
         let [low, middle, high] = [25, 50, 75].map(|percent| percentile(times.to_vec(), percent));
@@ -307,7 +307,7 @@ fn longer(one: &[f64], other: &[f64]) -> f64 {
     median(other.to_vec()) - median(one.to_vec())
 }
 
-/// The probability that one of `other` is longer than one of `one`, equal ones counted half, less a half.
+/// The probability that a time of `other` exceeds one of `one` (ties count half), minus a half.
 fn bias(one: &[f64], other: &[f64]) -> f64 {
     let mut sorted = one.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,8 +1,7 @@
 //! Thousands of logged-in clients in one process, over real TLS, as a load for the server: they read, acknowledge,
-//! answer pings and send what a plan says. They send real envelopes, sealed, signed and wrapped once for each sender;
-//! only the sequence number changes between messages, so that the load costs less than the server. Nobody decrypts:
-//! sender and number identify a message, and a shared table has its time.
-#![allow(dead_code)]
+//! answer pings and send according to a plan. They send real envelopes, sealed, signed and wrapped once for each
+//! sender; only the sequence number changes between messages, so that the load costs less than the server. They
+//! decrypt nothing: sender and number identify a message, and a shared table has the time when it was sent.
 
 use crate::support::{Person, Raw};
 use mio::unix::SourceFd;
@@ -24,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// Concurrent logins.
 const AT_ONCE: usize = 16;
-/// The first sequence number, so high that all have the same number of digits.
+/// The first sequence number, so high that all numbers have the same number of digits.
 const FIRST: u64 = 1_000_000_000;
 /// The number of messages per sender whose send time is kept.
 const REMEMBERED: usize = 1 << 14;
@@ -57,7 +56,7 @@ impl Times {
         self.0[octave * 32 + step as usize] += 1;
     }
 
-    /// The time in milliseconds that this many of 1,000 did not exceed.
+    /// The time in milliseconds that `share` of 1,000 deliveries did not exceed.
     pub fn permille(&self, share: u64) -> f64 {
         let total: u64 = self.0.iter().sum();
         let mut left = (total * share).div_ceil(1000);
@@ -71,14 +70,14 @@ impl Times {
     }
 }
 
-/// The time at which a sender of a plan sends its next message.
+/// When the senders of a plan send their messages.
 #[derive(Clone, Copy)]
 pub enum Pace {
-    /// Each sender has at most this many in flight.
+    /// Each sender has at most this number of messages in flight.
     Window(u64),
-    /// This many a second, of all senders together.
+    /// This number a second, of all senders together.
     Rate(f64),
-    /// Each message is answered; those with an even number begin.
+    /// Each message is answered; members with an even number begin.
     Replies,
 }
 
@@ -136,7 +135,7 @@ impl Plan {
         Arc::new(Plan { listeners, ..Arc::into_inner(plan).expect("new") })
     }
 
-    /// 0 and 1 send to each other, 2 and 3, and so on.
+    /// Members 0 and 1 send to each other, as do 2 and 3, and so on.
     pub fn pairs(members: usize, pace: Pace, length: Duration) -> Arc<Plan> {
         let speech = |from: usize| {
             let to = Person::new(&name(from ^ 1));
@@ -350,7 +349,7 @@ impl Member {
         match raw.log_in_quickly(&person) {
             Some(ServerMessage::Session(_)) => {}
             Some(ServerMessage::Error(failure)) => panic!("{}: {}", person.name, failure.message),
-            _ => panic!("{} is not let in", person.name),
+            _ => panic!("{} is not admitted", person.name),
         }
         raw.socket.set_nonblocking(true).expect("a socket");
         Member { number, raw, frames: 0, new: (0, 0), out: Vec::new(), last: Vec::new(), deaf: false }

@@ -34,10 +34,10 @@ fn main() {
     println!("{} MiB, client to client, median of {RUNS}", size / MIB);
     stages(&path, size);
     end_to_end(&path, size);
-    long_line(&path, size);
+    high_latency(&path, size);
     let small = folder.path("small.bin");
     make_file(&small, 4 * MIB);
-    slow_line(&small, 4 * MIB);
+    low_bandwidth(&small, 4 * MIB);
 }
 
 /// A file of random bytes.
@@ -60,8 +60,7 @@ fn end_to_end(path: &Path, size: usize) {
     let (mut offers, mut rates, mut cpus) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let start = Instant::now();
-        alice.say(&format!("/sendfile bob {}", path.display()));
-        bob.expect("offers you a file");
+        offer(&mut alice, &mut bob, path);
         offers.push(start.elapsed().as_secs_f64());
         let before = pids.map(cpu);
         let start = Instant::now();
@@ -75,15 +74,14 @@ fn end_to_end(path: &Path, size: usize) {
         }
     }
     let quiet = chat(&mut alice, &mut bob, |count, _| count < 100);
-    alice.say(&format!("/sendfile bob {}", path.display()));
-    bob.expect("offers you a file");
+    offer(&mut alice, &mut bob, path);
     bob.say("/acceptfile");
     let arrived = bob.output.seen.len();
     let busy = chat(&mut alice, &mut bob, |_, seen| {
         !seen[arrived..].iter().any(|line| line.contains("is complete: "))
     });
     println!("\nend to end");
-    println!("  from /acceptfile to the whole file: {:.0} MB/s", median(rates));
+    println!("  from /acceptfile to complete file:  {:.0} MB/s", median(rates));
     println!("  reading and hashing for the offer:  {:.2} s", median(offers));
     println!("  a message, alone:            median {:.1} ms, most {:.1} ms", quiet.0, quiet.1);
     println!("  a message, beside the file:  median {:.1} ms, most {:.1} ms", busy.0, busy.1);
@@ -112,7 +110,7 @@ fn offer(alice: &mut Client, bob: &mut Client, path: &Path) {
 }
 
 /// 50 ms each way for each of the two: a round trip of 200 ms from end to end.
-fn long_line(path: &Path, size: usize) {
+fn high_latency(path: &Path, size: usize) {
     let server = Server::start();
     let (_gates, mut alice, mut bob) = behind([Shape::long(50); 2], &server);
     let mut rates = Vec::new();
@@ -125,12 +123,12 @@ fn long_line(path: &Path, size: usize) {
         alice.expect("a copy is kept: ");
         fs::remove_file(arrived.split(": ").last().expect("a path")).expect("the file is there");
     }
-    println!("\nthrough 200 ms: {:.1} MB/s", median(rates));
+    println!("\nwith a round trip of 200 ms: {:.1} MB/s", median(rates));
 }
 
 /// 250 kB/s behind 4 MB of buffer, on the sender's and on the recipient's side. A message of the sender shares the
 /// connection with the file.
-fn slow_line(path: &Path, size: usize) {
+fn low_bandwidth(path: &Path, size: usize) {
     println!("\nthrough 250 kB/s behind 4 MB of buffer");
     let shape = Shape::slow(250_000);
     for (whose, shapes) in [("sender", [shape, Shape::default()]), ("recipient", [Shape::default(), shape])] {

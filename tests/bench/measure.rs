@@ -1,7 +1,7 @@
 //! Measurements for the benches: medians and percentiles, CPU time and memory of a process.
 #![allow(dead_code)]
 
-/// The median.
+/// The median; the upper one of an even number of values.
 pub fn median(values: Vec<f64>) -> f64 {
     percentile(values, 50)
 }
@@ -17,6 +17,7 @@ pub fn cpu(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("Linux");
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("ticks")).sum();
+    // Linux reports ticks of 10 ms (USER_HZ).
     ticks / 100.0
 }
 

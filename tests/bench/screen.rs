@@ -28,12 +28,13 @@ use std::time::{Duration, Instant};
 use support::{Client, DEADLINE, Folder, Gate, PASSWORD, Server};
 
 const RUNS: usize = 5;
-/// The number of messages that arrive as they are sent, and of those that are held back and then arrive at once.
+/// The number of messages that arrive as they are sent.
 const LIVE: usize = 500;
+/// The number of messages that are held back and then arrive at once.
 const HELD: usize = 1500;
 /// One, because more senders would compete with the client for its core.
 const SENDERS: usize = 1;
-/// The deadline of a flood, which usually takes a quarter of this time.
+/// The deadline of the benchmark, which usually takes a quarter of this time.
 const PATIENCE: Duration = Duration::from_secs(200);
 /// The time between two keys, about that of a key held down.
 const PACE: Duration = Duration::from_millis(25);
@@ -153,7 +154,7 @@ impl Screen {
     fn key(&mut self) -> f64 {
         let number = KEYS.start + (self.typed as u32) % KEYS.len() as u32;
         let c = char::from_u32(number).expect("a letter").to_string();
-        assert!(self.begun.elapsed() < PATIENCE, "the machine is too slow, or too busy, for this");
+        assert!(self.begun.elapsed() < PATIENCE, "the machine is too slow or too busy");
         let (start, from) = (Instant::now(), self.log.len());
         self.write(&c);
         let seen = self.until(&c, from);
@@ -195,7 +196,7 @@ struct Part {
     /// KiB written.
     bytes: f64,
     frames: f64,
-    rings: f64,
+    bells: f64,
 }
 
 /// Types until `work` returns the time of its end.
@@ -214,7 +215,7 @@ fn watch(screen: &mut Screen, messages: usize, mut work: impl FnMut(&mut Screen)
         cpu: cpu(screen.client) - spent,
         bytes: (screen.log.len() - from) as f64 / 1024.0,
         frames: screen.count(from, FRAME) as f64,
-        rings: screen.count(from, "\x07") as f64,
+        bells: screen.count(from, "\x07") as f64,
         keys,
     }
 }
@@ -275,12 +276,12 @@ fn flood() {
     row("messages a second", 0, &median_of(|part| part.messages));
     row("keys typed", 0, &|parts| parts.iter().map(|part| part.keys.len() as f64).sum());
     row("from a key to its character, ms: median", 1, &keys(50));
-    row("  99 of 100", 1, &keys(99));
-    row("  most", 1, &keys(100));
+    row("  99th percentile", 1, &keys(99));
+    row("  maximum", 1, &keys(100));
     row("frames a second", 1, &median_of(|part| part.frames));
-    row("  but for one for each key", 1, &median_of(|part| part.frames - part.keys.len() as f64));
+    row("  besides one for each key", 1, &median_of(|part| part.frames - part.keys.len() as f64));
     row("KiB written a second", 0, &median_of(|part| part.bytes));
-    row("rings a second", 0, &median_of(|part| part.rings));
+    row("bells a second", 0, &median_of(|part| part.bells));
     row("CPU seconds of the client a second", 3, &median_of(|part| part.cpu));
     row("  for 1,000 messages", 2, &|parts| {
         // The CPU time of the quiet phase is not for messages.
@@ -310,8 +311,8 @@ fn say(senders: &mut [Client], count: usize, mark: &str) {
                 let share = count / SENDERS;
                 (0..share).for_each(|n| sender.say(&text(n)));
                 sender.expect(&text(share - 1));
-                let untaken = sender.output.seen.iter().find(|line| line.starts_with('!'));
-                assert_eq!(untaken, None, "the server takes everything");
+                let refused = sender.output.seen.iter().find(|line| line.starts_with('!'));
+                assert_eq!(refused, None, "the server accepts everything");
             });
         }
     });
@@ -360,7 +361,8 @@ fn frames() {
             let newest = time(0, 20);
             let oldest = time(usize::MAX, 1);
             println!(
-                "  {count} messages of {kib} KiB, {columns} by {rows}: newest {newest:.2}, oldest at a new size {oldest:.0}"
+                "  {count} messages of {kib} KiB, {columns} by {rows}: newest {newest:.2}, \
+                 oldest at a new size {oldest:.0}"
             );
         }
     }

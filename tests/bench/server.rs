@@ -80,10 +80,10 @@ fn main() {
 
 type Bench = fn(&Sizes);
 
-/// The number of runs, and the size.
+/// The extent of a benchmark.
 struct Sizes {
     runs: usize,
-    /// The only number of members to measure, if given.
+    /// Replaces the usual numbers of members.
     members: Option<usize>,
 }
 
@@ -113,7 +113,7 @@ fn accounts(count: usize) -> Arc<Folder> {
     home
 }
 
-/// A server on those accounts.
+/// A server on these accounts, and its process id.
 fn begin(home: Arc<Folder>) -> (Server, u32) {
     let server = Server::within(home, &ARGUMENTS);
     let pid = server.child.id();
@@ -121,7 +121,7 @@ fn begin(home: Arc<Folder>) -> (Server, u32) {
 }
 
 /// The median of `value` over all results.
-fn of<T>(all: &[T], value: impl Fn(&T) -> f64) -> f64 {
+fn median_of<T>(all: &[T], value: impl Fn(&T) -> f64) -> f64 {
     median(all.iter().map(value).collect())
 }
 
@@ -141,7 +141,7 @@ fn idle(sizes: &Sizes) {
                 let start = Instant::now();
                 let (crowd, times) = Crowd::log_in(server.port, 0..count);
                 let (seconds, used) = (start.elapsed().as_secs_f64(), cpu(pid));
-                // Print what is running first.
+                // Let the work of the last logins end first.
                 thread::sleep(Duration::from_secs(3));
                 let (held, since) = (memory(pid, "VmRSS"), cpu(pid));
                 thread::sleep(Duration::from_secs(5));
@@ -152,7 +152,7 @@ fn idle(sizes: &Sizes) {
                 [(held - before) * 1024.0 / count, count / seconds, count / used, p50, p99, idle]
             })
             .collect();
-        let [kib, rate, each, p50, p99, idle] = std::array::from_fn(|n| of(&found, |one| one[n]));
+        let [kib, rate, each, p50, p99, idle] = std::array::from_fn(|n| median_of(&found, |one| one[n]));
         println!("  {count:>8} {kib:>9.1} {rate:>9.0} {each:>14.0} {p50:>9.1} {p99:>9.1} {idle:>11.1}");
     }
 }
@@ -182,8 +182,8 @@ fn log_in_at_once(port: u16) {
     thread::scope(|scope| (1..=AT_ONCE).for_each(|first| drop(scope.spawn(move || all(first)))));
 }
 
-/// The clients that log in beside the measured one. They run in a process of lower priority, so that only the server
-/// causes a delay.
+/// Logins one at a time: alone, beside silent connections, and beside many other logins. The others run in a process of
+/// lower priority, so that only the server delays the measured one.
 fn logins(sizes: &Sizes) {
     let runs = sizes.runs;
     println!("logins: one after the other, beside {CROWD} others; medians of {runs}");
@@ -214,7 +214,7 @@ fn logins(sizes: &Sizes) {
         found[2].push(times);
     }
     for (title, times) in ["quiet", "beside silent connections", "beside logins at once"].iter().zip(&found) {
-        let [p50, p99] = [50, 99].map(|percent| of(times, |times| percentile(times.clone(), percent)));
+        let [p50, p99] = [50, 99].map(|percent| median_of(times, |times| percentile(times.clone(), percent)));
         println!("  {title:<28} {p50:>9.1} {p99:>9.1}");
     }
     println!("  the silent ones are gone after {:.1} s", median(gone));
@@ -236,10 +236,11 @@ fn measure(crowd: &Crowd, pid: u32, plan: &Arc<Plan>, length: Duration) -> (Foun
 fn row(title: &str, crowd: &Crowd, pid: u32, plan: &Arc<Plan>, runs: usize) {
     measure(crowd, pid, plan, WARM);
     let all: Vec<(Found, f64)> = (0..runs).map(|_| measure(crowd, pid, plan, LENGTH)).collect();
-    let rate = of(&all, |(found, _)| found.heard as f64 / found.seconds);
-    let each = of(&all, |(found, used)| found.heard as f64 / used);
-    let [p50, p99, most] = [500, 990, 1000].map(|share| of(&all, |(found, _)| found.times.permille(share)));
-    let bytes = of(&all, |(found, _)| found.bytes as f64 / found.heard as f64);
+    let rate = median_of(&all, |(found, _)| found.heard as f64 / found.seconds);
+    let each = median_of(&all, |(found, used)| found.heard as f64 / used);
+    let [p50, p99, most] =
+        [500, 990, 1000].map(|share| median_of(&all, |(found, _)| found.times.permille(share)));
+    let bytes = median_of(&all, |(found, _)| found.bytes as f64 / found.heard as f64);
     println!(
         "  {title:<34} {rate:>9.0} {each:>12.0} {:>8.0} {p50:>8.2} {p99:>8.1} {most:>8.1} {bytes:>6.0}",
         each * bytes / 1e6
@@ -277,9 +278,9 @@ fn pairs(sizes: &Sizes) {
     head("pairs: private messages, 256-byte texts", runs);
     let home = accounts(100);
     for (title, members, pace) in [
-        ("1 pair, to and fro", 2, Pace::Replies),
-        ("50 pairs, to and fro", 100, Pace::Replies),
-        ("50 pairs, 16 under way each", 100, Pace::Window(16)),
+        ("1 pair, taking turns", 2, Pace::Replies),
+        ("50 pairs, taking turns", 100, Pace::Replies),
+        ("50 pairs, 16 in flight each", 100, Pace::Window(16)),
     ] {
         let (server, pid) = begin(home.clone());
         let (crowd, _) = Crowd::log_in(server.port, 0..members);
@@ -327,7 +328,8 @@ fn stall(sizes: &Sizes) {
                 ]
             })
             .collect();
-        let [after, before, p99, quiet, kib, closed] = std::array::from_fn(|n| of(&found, |one| one[n]));
+        let [after, before, p99, quiet, kib, closed] =
+            std::array::from_fn(|n| median_of(&found, |one| one[n]));
         println!(
             "  {:<20} {after:>11.0} {before:>9.0} {p99:>9.1} {quiet:>9.1} {kib:>15.0} {closed:>7.0}",
             format!("{stalled} of {members}")
@@ -362,7 +364,7 @@ fn store(sizes: &Sizes) {
                 [seconds, median(registrations), median(logins), memory(pid, "VmRSS")]
             })
             .collect();
-        let [start, registration, login, held] = std::array::from_fn(|n| of(&found, |one| one[n]));
+        let [start, registration, login, held] = std::array::from_fn(|n| median_of(&found, |one| one[n]));
         println!("  {count:>9} {start:>9.2} {registration:>16.2} {login:>10.2} {held:>11.1}");
     }
 }

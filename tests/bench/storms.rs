@@ -17,18 +17,18 @@ use std::time::Instant;
 use support::{Client, Server, storms};
 
 /// The argument that makes this program run a storm; its number and the server's port follow.
-const RAGE: &str = "--rage";
+const STORM: &str = "--storm";
 
 fn main() {
     let words: Vec<String> = std::env::args().collect();
     if let [_, flag, number, port] = &words[..]
-        && flag == RAGE
+        && flag == STORM
     {
-        return rage(number.parse().expect("a storm"), port.parse().expect("a port"));
+        return run_storm(number.parse().expect("a storm"), port.parse().expect("a port"));
     }
     // cargo adds `--bench`.
     let count = std::env::args().skip(1).find_map(|word| word.parse::<usize>().ok()).unwrap_or(200);
-    println!("{count} messages each, typed to shown: median, 99 of 100; the server");
+    println!("{count} messages each, typed to shown: median, 99th percentile; the server");
     let quiet = run("quiet", None, count, None);
     for (number, (name, _)) in storms::STORMS.iter().enumerate() {
         run(name, Some(number), count, Some(quiet));
@@ -36,7 +36,7 @@ fn main() {
 }
 
 /// Runs the storm until the input ends.
-fn rage(number: usize, port: u16) {
+fn run_storm(number: usize, port: u16) {
     let stop = AtomicBool::new(false);
     let (_, storm) = storms::STORMS[number];
     thread::scope(|scope| {
@@ -46,10 +46,11 @@ fn rage(number: usize, port: u16) {
     });
 }
 
-fn begin(number: usize, port: u16) -> Child {
+/// Starts a storm in a process of the lowest priority.
+fn start_storm(number: usize, port: u16) -> Child {
     let me = std::env::current_exe().expect("it runs");
     let mut command = Command::new("nice");
-    command.args(["-n", "19"]).arg(me).args([RAGE, &number.to_string(), &port.to_string()]);
+    command.args(["-n", "19"]).arg(me).args([STORM, &number.to_string(), &port.to_string()]);
     command.stdin(Stdio::piped()).spawn().expect("nice starts")
 }
 
@@ -62,20 +63,21 @@ fn run(name: &str, storm: Option<usize>, count: usize, quiet: Option<f64>) -> f6
     chat(&mut alice, &mut bob, 20);
     let pid = server.child.id();
     let before = cpu(pid);
-    let raging = storm.map(|number| begin(number, server.port));
+    let process = storm.map(|number| start_storm(number, server.port));
     let times = chat(&mut alice, &mut bob, count);
     let (seconds, most) = (cpu(pid) - before, memory(pid, "VmHWM"));
     let mut own = 0.0;
-    if let Some(mut raging) = raging {
-        own = cpu(raging.id());
-        drop(raging.stdin.take());
-        assert!(raging.wait().expect("it runs").success(), "the storm succeeds");
+    if let Some(mut process) = process {
+        own = cpu(process.id());
+        drop(process.stdin.take());
+        assert!(process.wait().expect("it runs").success(), "the storm fails");
     }
     let rare = percentile(times.clone(), 99);
     let factor = quiet.map_or(String::new(), |quiet| format!(", {:.1} times the quiet one", rare / quiet));
     let middle = median(times);
     println!(
-        "  {name:<34} {middle:>6.1} ms {rare:>6.1} ms{factor}; {seconds:.1} s CPU (storm {own:.1}), {most:.0} MiB at most"
+        "  {name:<34} {middle:>6.1} ms {rare:>6.1} ms{factor}; \
+         {seconds:.1} s CPU (storm {own:.1}), {most:.0} MiB at most"
     );
     rare
 }
