@@ -12,8 +12,8 @@ use crate::crypto::public::{IdentityPublicKey, WRAPPED_BYTES};
 use crate::crypto::secret::{Key, random};
 use crate::encoding::{Fixed, base64};
 use crate::protocol::{
-    EncryptedMessage, EncryptedSend, ErrorCode, Failure, Keys, Lost, MailboxCertificate, UserKeys,
-    Presence, Sent, SessionCertificate, WrappedKey,
+    EncryptedMessage, EncryptedSend, ErrorCode, Failure, Keys, Lost, MailboxCertificate, Presence, Sent,
+    SessionCertificate, UserKeys, WrappedKey,
 };
 use miniserde::json;
 use std::collections::HashMap;
