@@ -73,7 +73,7 @@ fn delivered_message_is_forgotten_after_five_minutes() {
     net.minutes_pass(5);
     net.lose(0, 1, "bob");
     assert_eq!(net.count("some messages to bob may not have arrived"), 1, "{:#?}", net.shown[0]);
-    assert!(net.sessions[0].is_at_hand(2), "a failed message stays");
+    assert!(net.sessions[0].can_resend(2), "a failed message stays");
 }
 
 /// PROTOCOL#broadcast.
@@ -103,7 +103,7 @@ fn delivered_messages_displace_neither_failed_nor_pending_ones() {
         net.type_in(0, "/msg bob delivered");
         net.settle();
     }
-    assert!(net.sessions[0].is_at_hand(1));
+    assert!(net.sessions[0].can_resend(1));
     net.shown[0].clear();
     net.deliver(0, &pending, 2);
     assert_eq!(net.states(0), [SendState::Taken]);
