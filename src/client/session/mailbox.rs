@@ -314,8 +314,11 @@ impl Mailbox {
         self.upload =
             match mailbox.filter(|mailbox| mailbox.is_wanted()).map(|mailbox| mailbox.keys().count()) {
                 None => Upload::Failed,
-                // The file is full: send the latest key again.
+                // PROTOCOL#mailbox-file-limits.
                 Some(MAX_KEYS..) => {
+                    let text = "your mailbox file has 16 keys whose messages have not all arrived: \
+                                your next absence has no key of its own";
+                    cx.problem(text);
                     self.announce(cx, 0, 1);
                     return;
                 }

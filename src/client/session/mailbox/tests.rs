@@ -246,6 +246,22 @@ fn refusal(code: ErrorCode, newest: Option<u64>) -> ServerMessage {
     ServerMessage::Error(Failure { newest, ..Failure::new(code, "refused") })
 }
 
+/// PROTOCOL#mailbox-file-limits.
+#[test]
+fn full_mailbox_file_is_reported_and_its_latest_key_serves_again() {
+    let home = Home::with_key(9);
+    let mut file = home.file();
+    (1..16).for_each(|n| file.add(NewMailboxKey::generate(), NOW - 9 * DAY + n).expect("added"));
+    drop(file);
+    let mut reader = Reader::new(&home);
+    assert_eq!(reader.asks(), Some((16, 0)));
+    reader.gets(Vec::new(), false);
+    assert!(reader.lines.iter().any(|line| line.contains("has 16 keys")), "{:#?}", reader.lines);
+    let latest = *reader.keys().last().expect("a key");
+    let offered = reader.uploads().expect("a certificate");
+    assert!(!reader.wants_key && Fingerprint::of(&offered.mailbox_key.0) == latest);
+}
+
 /// PROTOCOL#mail-order, PROTOCOL#mail-records.
 #[test]
 fn mail_is_fetched_in_batches_and_shown_together_in_order() {
