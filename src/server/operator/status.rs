@@ -1,7 +1,7 @@
 //! The status, a line every hour or on a signal, and what the other signals do.
 //!
 //! Invariant: once the server listens, only one thread writes to standard output. A reader that does not read delays
-//! neither clients nor the log, and the exit by [`LAST_LINE`] at most. Fields: OPERATING#status.
+//! neither clients nor the log, and the exit by a second at most. Fields: OPERATING#status.
 
 use crate::clock;
 use crate::server::shared::Shared;

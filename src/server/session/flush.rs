@@ -58,7 +58,7 @@ impl Flusher {
         self.wake.notify_one();
     }
 
-    /// Queues one message of the server's own that no user waits for: it is sent with the next frame, after [`TICK`] at
+    /// Queues one message of the server's own that no user waits for: it is sent with the next frame, 20 ms later at
     /// the latest. PROTOCOL#deferred.
     pub fn send_deferred(&self, outbox: &Arc<Outbox>, frame: Frame) {
         if !outbox.defer(frame) {

@@ -89,7 +89,7 @@ impl Certificates {
     }
 
     /// The configuration for the next handshake, and the fingerprint of its key. Loads changed files, at most once in
-    /// [`LOOK_EVERY`].
+    /// a second.
     pub fn current(&self, audit: &Audit) -> (Acceptor, Fingerprint) {
         let mut state = lock(&self.state);
         if state.looked.elapsed() >= LOOK_EVERY {
