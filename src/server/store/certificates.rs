@@ -88,8 +88,8 @@ impl Certificates {
         Ok(Certificates { folder: folder.into(), state: Mutex::new(state), renewing: Mutex::default() })
     }
 
-    /// The configuration for the next handshake, and the fingerprint of its key. Loads changed files, at most once in
-    /// a second.
+    /// The configuration for the next handshake, and the fingerprint of its key. Loads changed files, at most once a
+    /// second.
     pub fn current(&self, audit: &Audit) -> (Acceptor, Fingerprint) {
         let mut state = lock(&self.state);
         if state.looked.elapsed() >= LOOK_EVERY {
