@@ -178,13 +178,14 @@ impl History {
     /// The disk's, also if another client uses the file.
     pub fn forget(&mut self) -> io::Result<bool> {
         let was_there = self.is_there();
-        self.file.remove_temporary()?;
         // Erase in place, so that the lock stays valid.
         let file = match self.is_kept() {
             true => self.file.file()?,
-            false if !was_there => return Ok(false),
+            false if !was_there => return self.file.remove_temporary().map(|()| false),
             false => disk::lock(self.file.path(), Duration::ZERO)?,
         };
+        // Only under the lock: another client may be rewriting its file.
+        self.file.remove_temporary()?;
         records::erase(&file, self.file.path())?;
         self.file.read(file, &mut Vec::new(), |_| false)?;
         if !self.wanted {
@@ -508,7 +509,10 @@ mod tests {
         assert!(second.load(&mut Vec::new()).expect("told, no error").is_empty());
         assert_eq!(second.notice(), Some(ELSEWHERE));
         append(&mut second, "lost");
+        let rewritten = disk::temporary(first.file.path());
+        fs::write(&rewritten, "by the first client").expect("written");
         let error = second.forget().expect_err("not ours").to_string();
+        assert!(rewritten.exists(), "the first client's rewrite can finish");
         assert!(error.contains("another program is using this file"), "{error}");
         // A lock on the former file is not a lock on this one.
         let former = disk::append(first.file.path()).expect("opens");
