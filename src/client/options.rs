@@ -94,7 +94,7 @@ impl Options {
     }
 }
 
-/// The request of the command line.
+/// What the command line requests.
 pub enum Request {
     /// Connect to the server.
     Run(Box<Options>),
@@ -104,7 +104,7 @@ pub enum Request {
     Version,
 }
 
-/// Parses the options file of the data folder and the arguments of the command line, which win.
+/// Parses the options file of the data folder and the arguments of the command line, which take precedence.
 ///
 /// # Errors
 /// One line that names the option and its line in the file.
@@ -177,6 +177,13 @@ fn host(typed: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Options {
+        /// The options of this command line, for tests of all rooms.
+        pub fn of(words: &[&str]) -> Options {
+            parsed(words).expect("good options")
+        }
+    }
 
     fn parsed(words: &[&str]) -> Result<Options, String> {
         match parse(words.iter().map(OsString::from))? {

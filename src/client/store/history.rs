@@ -56,7 +56,7 @@ pub struct Message {
     pub from: Username,
     /// Its recipients.
     pub to: Audience,
-    /// The text, not sanitised: anyone who can write the file could write anything.
+    /// The text as it was shown; sanitise it again, because another program may have written the file.
     pub text: String,
 }
 
@@ -200,7 +200,6 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::options::{self, Request};
     use crate::crypto::secret::random;
     use crate::encoding::hex;
     use std::fs::File;
@@ -227,11 +226,8 @@ mod tests {
 
         fn history_of(&self, owner: &str, identity: &IdentityKey, words: &[&str]) -> History {
             let data = self.0.to_str().expect("UTF-8");
-            let words = [&["--data-dir", data], words].concat();
-            match options::parse(words.iter().map(|&word| word.into())) {
-                Ok(Request::Run(options)) => History::new(&options, &name(owner), identity),
-                _ => panic!("options"),
-            }
+            let options = Options::of(&[&["--data-dir", data], words].concat());
+            History::new(&options, &name(owner), identity)
         }
 
         /// Alice's history.
@@ -269,7 +265,7 @@ mod tests {
             let mut history = self.history();
             let error = history.load(&mut Vec::new()).err()?.to_string();
             assert_eq!(fs::read_to_string(&path).expect("text"), text, "untouched");
-            assert!(!history.is_kept() && history.append(said("x"), [].into_iter()).is_ok());
+            assert!(!history.is_kept() && history.append(message("x"), [].into_iter()).is_ok());
             assert_eq!(fs::read_to_string(&path).expect("text"), text, "untouched");
             let file = path.to_str().expect("UTF-8");
             assert!(error.starts_with(file) && error.contains("erase it with /history forget"), "{error}");
@@ -284,19 +280,19 @@ mod tests {
         }
     }
 
-    fn said(text: &str) -> Message {
+    fn message(text: &str) -> Message {
         Message { time: 1, from: name("bob"), to: Audience::Everyone, text: text.into() }
     }
 
     fn append(history: &mut History, text: &str) {
-        history.append(said(text), [].into_iter()).expect("appended");
+        history.append(message(text), [].into_iter()).expect("appended");
     }
 
     #[test]
     fn kept_messages_reload_unchanged_and_are_encrypted() {
         let home = Home::new();
         let (alice, bob) = (name("alice"), name("bob"));
-        let said = [
+        let addressed = [
             (&alice, Audience::Everyone),
             (&bob, Audience::Private(alice.clone())),
             (&alice, Audience::Room(bob.clone().into())),
@@ -304,7 +300,7 @@ mod tests {
         let mut messages = VecDeque::new();
         let mut history = home.history();
         assert!(history.load(&mut Vec::new()).expect("nothing is there").is_empty());
-        for (time, (from, to)) in (1_700_000_000_000..).zip(said) {
+        for (time, (from, to)) in (1_700_000_000_000..).zip(addressed) {
             let text = "two lines\nfor @Alice \"\\ ⏎ é\u{1b}[2J".into();
             messages.push_back(Message { time, from: from.clone(), to, text });
             history.append(messages[messages.len() - 1].clone(), [].into_iter()).expect("appended");
@@ -428,7 +424,7 @@ mod tests {
 
     /// PROTOCOL#history-record.
     #[test]
-    fn longest_message_fits() {
+    fn longest_message_fits_in_a_record() {
         let home = Home::new();
         // The longest text after sanitising.
         let worst = ["\u{fffd}", "\"", "\n"].map(|text| text.repeat(MAX_TEXT));
@@ -443,9 +439,9 @@ mod tests {
         let mut history = home.history();
         let mut session = history.load(&mut Vec::new()).expect("loads");
         for n in 0..MAX_RECORDS + 2 {
-            session.push_back(said(&n.to_string()));
+            session.push_back(message(&n.to_string()));
             session.drain(..session.len().saturating_sub(MAX_HISTORY));
-            history.append(said(&n.to_string()), session.iter().cloned()).expect("appended");
+            history.append(message(&n.to_string()), session.iter().cloned()).expect("appended");
             let rewritten = n >= MAX_RECORDS;
             let records = if rewritten { MAX_HISTORY as u64 + n - MAX_RECORDS } else { n + 1 };
             assert_eq!(history.file.count(), records);
@@ -457,13 +453,13 @@ mod tests {
         assert_eq!(home.texts(), last);
         assert_eq!(home.lines().len(), MAX_HISTORY, "and rewritten");
         assert_eq!(home.texts(), last);
-        home.keep(&["and on"]);
-        assert_eq!(home.texts().last().map(String::as_str), Some("and on"));
+        home.keep(&["one more"]);
+        assert_eq!(home.texts().last().map(String::as_str), Some("one more"));
         // An endless file is not read to its end.
         let mut history = home.history();
         history.load(&mut Vec::new()).expect("loads");
         while history.file.count() <= MAX_RECORDS {
-            history.file.append([said("x").record()], false).expect("written");
+            history.file.append([message("x").record()], false).expect("written");
         }
         drop(history);
         assert_eq!(home.refused(&home.lines()), Some(MAX_RECORDS as usize + 1));
@@ -474,7 +470,7 @@ mod tests {
         let home = Home::new();
         home.keep(&vec!["x"; MAX_HISTORY + 1]);
         let mut history = home.history();
-        // Loading rewrites it, so the handle is not opened for appending.
+        // Loading rewrites the file, so its handle was not opened for appending.
         history.load(&mut Vec::new()).expect("loads");
         fs::write(disk::temporary(history.file.path()), "of a crash").expect("written");
         assert!(history.forget().expect("erased"));
@@ -506,7 +502,7 @@ mod tests {
         append(&mut first, "one");
         assert_eq!(first.notice(), None);
         let mut second = home.history();
-        assert!(second.load(&mut Vec::new()).expect("told, no error").is_empty());
+        assert!(second.load(&mut Vec::new()).expect("reported, no error").is_empty());
         assert_eq!(second.notice(), Some(ELSEWHERE));
         append(&mut second, "lost");
         let rewritten = disk::temporary(first.file.path());
@@ -516,7 +512,7 @@ mod tests {
         assert!(error.contains("another program is using this file"), "{error}");
         // A lock on the former file is not a lock on this one.
         let former = disk::append(first.file.path()).expect("opens");
-        first.rewrite([said("one")].into_iter()).expect("rewritten");
+        first.rewrite([message("one")].into_iter()).expect("rewritten");
         assert!(disk::try_lock(&former).expect("locks") && !disk::is_at(&former, first.file.path()));
         disk::lock(first.file.path(), Duration::ZERO).expect_err("locked");
         drop(first);
@@ -534,7 +530,7 @@ mod tests {
         // No further messages are kept.
         let file = File::open(history.file.path()).expect("opens");
         history.file.read(file, &mut Vec::new(), |_| true).expect("whole");
-        let error = history.append(said("two"), [].into_iter()).expect_err("refused").to_string();
+        let error = history.append(message("two"), [].into_iter()).expect_err("refused").to_string();
         assert!(error.starts_with(history.file.path().to_str().expect("UTF-8")), "{error}");
         // Reported once, without an invisible gap.
         assert!(!history.is_kept());
@@ -543,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn no_link_is_followed() {
+    fn history_file_that_is_a_link_is_refused() {
         let home = Home::new();
         fs::write(home.0.join("treasure"), "whole").expect("written");
         std::os::unix::fs::symlink(home.0.join("treasure"), home.path()).expect("link");

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// Follows the path of a file that had no list of logins.
+/// Follows the path of a file that had no list of logins and has one now.
 const ADOPTED: &str = "now records how this server asks for your password; the client accepts nothing else";
 const NOT_ADOPTED: &str = "WARNING: your key file cannot be written, so it does not record how this server asks for \
     your password, and a false server could ask for a weaker hash of it";
@@ -52,7 +52,7 @@ fn lock(path: &Path) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::WouldBlock, text))
 }
 
-/// The additional member of a successor.
+/// The member that only a successor has.
 #[derive(Deserialize)]
 struct Successor {
     /// `host:port`, as in `known_servers`.
@@ -63,7 +63,7 @@ struct Successor {
 fn is_for(options: &Options, new: &Path) -> bool {
     let Ok(bytes) = disk::read_private(new, key_file::MAX_FILE) else { return false };
     let successor = disk::text(&bytes).and_then(|text| json::from_str::<Successor>(text).ok());
-    // No server ever got the request for an incomplete file.
+    // An incomplete file is for any server: its change was never requested.
     successor.is_none_or(|successor| successor.server.is_none_or(|server| server == options.server()))
 }
 
@@ -121,14 +121,14 @@ fn put_first(logins: &mut Vec<Login>, login: Login) {
     logins.truncate(MAX_LOGINS);
 }
 
-/// The key files of a user, and the key that the password has opened.
+/// The key files of a user, and the identity key in them.
 pub struct KeyFiles {
-    /// The identity key in it.
+    /// The identity key that the password has opened.
     pub identity: Arc<IdentityKey>,
     path: PathBuf,
     /// The key file and its successor, as far as they exist.
     files: Vec<KeyFile>,
-    /// Made just now.
+    /// Whether this client has just created the key file.
     is_new: bool,
     /// Whether this client may decide between the two.
     decides: bool,
@@ -173,10 +173,11 @@ pub fn open(
     Ok(Some((KeyFiles { identity: Arc::new(identity), path, files, is_new: false, decides, lock }, form)))
 }
 
-/// The same with the old password, to change it: no other client may use the folder until the result is dropped.
+/// Opens the key file with the `old` password, to change it. No other client can change a key file of the folder until
+/// the result is dropped.
 ///
 /// # Errors
-/// [`ChangeError`], but [`ChangeError::Unclear`].
+/// [`ChangeError`], except [`ChangeError::Unclear`].
 pub fn open_for_change(
     options: &Options,
     name: &Username,
@@ -199,10 +200,10 @@ pub fn open_for_change(
 }
 
 impl KeyFiles {
-    /// A new key, in a file of its own that has this login.
+    /// Makes a new key, in a new key file that lists this login.
     ///
     /// # Errors
-    /// [`StartError::Disk`]; an existing file is one.
+    /// [`StartError::Disk`], also if the file exists.
     pub fn make(
         path: &Path,
         name: &Username,
@@ -229,7 +230,7 @@ impl KeyFiles {
     /// stays without one, because its account may already exist.
     ///
     /// # Errors
-    /// [`StartError::Disk`]: another client uses the folder, or the disk fails. Nothing has changed then.
+    /// [`StartError::Disk`]: another client uses the folder, or the disk fails. The files are then unchanged.
     pub fn with(mut self, login: Login) -> Result<KeyFiles, StartError> {
         let add = |logins: &mut Vec<Login>| {
             logins.truncate(MAX_LOGINS - 1);
@@ -300,8 +301,8 @@ impl KeyFiles {
         }
     }
 
-    /// Writes the successor, whose text `sealed` is for the new password of the account on `server`: its login `new`
-    /// takes the place of `old`. It is on disk then.
+    /// Writes the successor with the text `sealed`, for the new password of the account on `server`: its login `new`
+    /// replaces `old`. It is on disk when this returns.
     ///
     /// # Errors
     /// As [`KeyFiles::place`] for `old`; [`StartError::Disk`].
@@ -320,7 +321,7 @@ impl KeyFiles {
         disk::write_new(&successor(&self.path), text.as_bytes()).map_err(StartError::Disk)
     }
 
-    /// The server has taken the new password: the successor becomes the key file.
+    /// Makes the successor the key file, after the server has accepted the new password.
     ///
     /// # Errors
     /// The disk's.
@@ -334,7 +335,7 @@ impl KeyFiles {
         replaced.and_then(|()| disk::sync_parent(path))
     }
 
-    /// The server has refused the new password: the successor goes.
+    /// Removes the successor, after the server has refused the new password.
     pub fn drop_successor(&self) {
         let _ = fs::remove_file(successor(&self.path));
     }

@@ -1,4 +1,4 @@
-//! The mailbox file: the private halves of this machine's mailbox keys, and what is recorded of the mail for them.
+//! The mailbox file: the private halves of this machine's mailbox keys, and records of the mail for them.
 //!
 //! Invariant: the file is sealed (see `sealed`). A key is on disk before anything can be sealed for it, and a message
 //! is recorded there before it is shown. A key is erased only on request, with its records. A damaged file is set aside
@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 use std::io;
 use zeroize::Zeroizing;
 
-/// The most keys: each absence adds one, and the next login removes it unless its mail is not settled.
+/// The most keys: each absence adds one, and the next login removes it when its mail is settled.
 /// PROTOCOL#mailbox-file-limits.
 pub const MAX_KEYS: usize = 16;
-/// The most messages of which something is recorded, at 1 KiB each: servers keep 1,000 for a user by default.
+/// The most recorded messages, at 1 KiB each: by default, a server keeps 1,000 for a user.
 /// PROTOCOL#mailbox-file-limits.
 const MAX_MESSAGES: usize = 20_000;
 /// The longest record, in bytes: a key has about 1,230.
@@ -107,7 +107,7 @@ struct Content {
 }
 
 impl Content {
-    /// Adds what a record says; `None` if it is invalid. PROTOCOL#mailbox-file-record.
+    /// Adds the content of a record; `None` if it is invalid. PROTOCOL#mailbox-file-record.
     fn add(&mut self, record: &[u8]) -> Option<()> {
         let (kind, rest) = record.split_first()?;
         match *kind {
@@ -170,7 +170,7 @@ impl MailboxFile {
     /// `notices`, and a damaged file, which is set aside. PROTOCOL#mailbox-file-damage.
     ///
     /// # Errors
-    /// The disk's, with the path; the file is unchanged and not usable then.
+    /// The disk's, with the path; the file is then unchanged and not usable.
     pub fn load(&mut self, notices: &mut Vec<String>) -> io::Result<()> {
         if !self.wanted && !disk::is_there(self.file.path())? {
             return Ok(());
@@ -222,7 +222,7 @@ impl MailboxFile {
     /// from memory. PROTOCOL#mailbox-file-erasing.
     ///
     /// # Errors
-    /// The disk's, with the path. The file is as before then, or it is not usable.
+    /// The disk's, with the path. The file is then as before, or not usable.
     pub fn retain(&mut self, keep: impl Fn(&MailboxKey) -> bool) -> io::Result<()> {
         let kept: Vec<_> = self.keys().filter(|key| keep(key)).map(|key| key.key.fingerprint()).collect();
         if kept.len() == self.content.keys.len() {
@@ -298,7 +298,6 @@ impl MailboxFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::options::{self, Request};
     use crate::crypto::secret::random;
     use crate::encoding::hex;
     use std::fs::{self, File};
@@ -325,11 +324,8 @@ mod tests {
 
         fn mailbox_of(&self, owner: &str, identity: &IdentityKey, words: &[&str]) -> MailboxFile {
             let data = self.0.to_str().expect("UTF-8");
-            let words = [&["--data-dir", data], words].concat();
-            match options::parse(words.iter().map(|&word| word.into())) {
-                Ok(Request::Run(options)) => MailboxFile::new(&options, &name(owner), identity),
-                _ => panic!("options"),
-            }
+            let options = Options::of(&[&["--data-dir", data], words].concat());
+            MailboxFile::new(&options, &name(owner), identity)
         }
 
         fn loaded(&self) -> (MailboxFile, Vec<String>) {
@@ -414,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_and_unknown_messages_add_no_record() {
+    fn repeated_or_unknown_message_adds_no_record() {
         let home = Home::new();
         let mut mailbox = home.filled(1, 2);
         let (key, before) = (fingerprints(&mailbox)[0], home.lines());
@@ -525,7 +521,7 @@ mod tests {
 
     /// PROTOCOL#mailbox-file-record, PROTOCOL#mailbox-file-damage.
     #[test]
-    fn sealed_record_that_is_none_sets_the_file_aside() {
+    fn invalid_record_under_a_valid_seal_sets_the_file_aside() {
         let taken = message(Fingerprint([1; 32]), 1).record();
         let a_name_is_missing = &taken[..taken.len() - "Bob".len()];
         for record in
@@ -669,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_option_only_an_existing_mailbox_is_used() {
+    fn no_mail_option_uses_only_an_existing_mailbox() {
         let home = Home::new();
         let load = || {
             let mut mailbox = home.mailbox_of("alice", &IDENTITY, &["--no-mail"]);
@@ -684,7 +680,7 @@ mod tests {
     }
 
     #[test]
-    fn no_link_is_followed() {
+    fn mailbox_file_that_is_a_link_is_refused() {
         let home = Home::new();
         fs::write(home.0.join("treasure"), "whole").expect("written");
         std::os::unix::fs::symlink(home.0.join("treasure"), home.path()).expect("link");

@@ -1,8 +1,9 @@
 //! The client's data on disk: its memory of others ([`trust`]), the messages of earlier sessions ([`history`]), its
 //! key ([`keys`]), and the keys of its mail ([`mailbox`]).
 //!
-//! Invariant: a `Store` has a record on disk before it relies on it. All lists are [`records`]: unreadable data is
-//! never erased, and a damaged file stops the start, except for that of the mailbox. Specification: OPERATING#records.
+//! Invariant: a `Store` writes a record to its file before it uses it; only certificates stay in memory for up to a
+//! minute. All lists are [`records`]: unreadable data is never erased without a request. A damaged file stops the
+//! start, except for the mailbox file. Specification: OPERATING#records.
 
 pub mod history;
 pub mod keys;
@@ -25,7 +26,7 @@ trait Record: Serialize + Deserialize {
     /// The key of a record: its subject.
     fn key(&self) -> String;
 
-    /// Whether this later record replaces `former`, which has the same key.
+    /// Whether this later record replaces `former`, a record of the same key.
     fn replaces(&self, _former: &Self) -> bool {
         true
     }
@@ -67,8 +68,8 @@ impl<R: Record> Store<R> {
         self.newest.get(key)
     }
 
-    /// Appends a record unless it is not valid beside those that other clients have written meanwhile; waits until it
-    /// is on disk if it is to be `durable`.
+    /// Appends a record, unless the current one, which another client may have written meanwhile, is not to be
+    /// [replaced](Record::replaces). If `durable`, waits until it is on disk.
     fn put(&mut self, record: R, durable: bool) -> io::Result<()> {
         let Store { records, newest, wanted, is_replaced, notices } = self;
         let key = record.key();

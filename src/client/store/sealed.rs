@@ -1,7 +1,7 @@
 //! Files of one account on one server whose records are sealed: the kept history and the mailbox file.
 //!
-//! Invariant: no record is on disk in clear. It opens only for its account on its server, and only after the records
-//! that preceded it. One client at a time uses the file, which is unchanged after a failure. Formats:
+//! Invariant: no record is on disk in clear. A record opens only for its account on its server, and only after the
+//! records that preceded it. One client at a time uses the file, and a failure leaves it unchanged. Formats:
 //! PROTOCOL#history-chain, PROTOCOL#mailbox-file.
 
 use crate::client::options::Options;
@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// The wait for an older client of the same account, which the login has ended; the user sees nothing meanwhile, so it
-/// is short. PROTOCOL#history-lock.
+/// The wait for an older client of the same account, which this login has disconnected; short, because the user sees
+/// nothing meanwhile. PROTOCOL#history-lock.
 const HANDOVER: Duration = Duration::from_secs(2);
 
 /// The properties of one kind of sealed file.
@@ -39,7 +39,7 @@ pub(super) struct Kind {
 }
 
 /// The longest line of records of at most `longest` bytes: padded and in base64; nonce, tag and the members' names take
-/// some hundred.
+/// about a hundred bytes.
 pub(super) const fn longest_line(longest: usize) -> usize {
     (longest + BUCKET).div_ceil(3) * 4 + 256
 }
@@ -119,7 +119,7 @@ impl Sealed {
         records.file().try_clone().map_err(disk::at(&self.path))
     }
 
-    /// Locks the file, which may be new; `None` if another client uses it. PROTOCOL#history-lock.
+    /// Locks the file, and creates a missing one; `None` if another client uses it. PROTOCOL#history-lock.
     ///
     /// # Errors
     /// The disk's, with the path.
@@ -167,7 +167,7 @@ impl Sealed {
         Ok(())
     }
 
-    /// Does not use the file any more, and releases its lock.
+    /// Stops using the file, and releases its lock.
     pub fn close(&mut self) {
         self.records = None;
     }
@@ -200,11 +200,10 @@ impl Sealed {
         Some((data, tag))
     }
 
-    /// Appends records in one write; waits until they are on disk, also the name of the file, if they are to be
-    /// `durable`.
+    /// Appends records in one write. If `durable`, waits until they and the name of the file are on disk.
     ///
     /// # Errors
-    /// The disk's, with the path. The file ends as before then, or it is closed.
+    /// The disk's, with the path. The file then ends as before, or it is closed.
     pub fn append<T: AsRef<[u8]>>(
         &mut self,
         texts: impl IntoIterator<Item = T>,
@@ -215,7 +214,7 @@ impl Sealed {
         let lines: Vec<u8> = texts.into_iter().flat_map(|text| self.seal(text.as_ref(), &mut end)).collect();
         let synced = if durable && self.end.index == 0 { disk::sync_parent(&self.path) } else { Ok(()) };
         let written = synced.and_then(|()| records.append(&lines, durable));
-        // A record behind the end of the chain would make the next one damage.
+        // A partial record after the end of the chain would make the next one unreadable.
         if written.is_ok() || records.length().is_ok_and(|now| now == length) && records.sync().is_ok() {
             self.records = Some(records);
         }

@@ -103,7 +103,7 @@ impl Certificate {
         self.mailbox == Some(true)
     }
 
-    /// Whether it may still protect from an older one.
+    /// Whether it is still remembered, to refuse an older one.
     fn is_kept(&self, now_ms: u64) -> bool {
         let kept = if self.is_mailbox() { MAILBOX_KEPT } else { SESSION_KEPT };
         self.created.saturating_add(kept) >= now_ms
@@ -115,8 +115,8 @@ impl Record for Certificate {
         certificate_key(&self.server, &self.name, self.identity, self.is_mailbox())
     }
 
-    /// If two are equally new, the first one seen here counts. One far ahead of the clock is kept, in case the clock is
-    /// wrong, but any other replaces it.
+    /// The newer one counts; of two equally new ones, the first that this client has seen. One far ahead of the clock
+    /// is kept, in case the clock is wrong, but any other replaces it.
     fn replaces(&self, former: &Certificate) -> bool {
         let now = clock::now_ms();
         let age = |record: &Certificate| (!is_far_ahead(record.created, now), record.created);
@@ -124,7 +124,7 @@ impl Record for Certificate {
     }
 }
 
-/// Neither name nor fingerprint contains a blank.
+/// Unambiguous, because neither name nor fingerprint contains a blank.
 fn certificate_key(server: &str, name: &Username, identity: Fingerprint, is_mailbox: bool) -> String {
     format!("{server} {} {identity} {is_mailbox}", name.as_str())
 }
@@ -146,7 +146,7 @@ impl KnownServers {
         self.0.get(server).map(|record| record.fingerprint)
     }
 
-    /// The file with a torn record that may belong to `host:port`, which has no other; `None` if there is no doubt.
+    /// The set-aside file whose torn record may be that of `host:port`; `None` without doubt, or with a known key.
     pub fn doubt(&self, server: &str) -> Option<PathBuf> {
         if self.get(server).is_some() { None } else { self.0.doubt(&[("server", server)]) }
     }
@@ -180,7 +180,7 @@ impl Ignored {
         Ok(Ignored { server, users })
     }
 
-    /// Takes in what other clients with this folder have written meanwhile.
+    /// Reads what other clients with this folder have written meanwhile.
     ///
     /// # Errors
     /// As [`Ignored::open`].
@@ -201,7 +201,7 @@ impl Ignored {
     /// Sets whether this user is ignored.
     ///
     /// # Errors
-    /// The disk's; nothing has changed then.
+    /// The disk's; nothing has then changed.
     pub fn set(&mut self, name: &Username, ignored: bool) -> io::Result<()> {
         self.users.put(IgnoredUser { server: self.server.clone(), name: name.clone(), ignored }, false)
     }
@@ -213,12 +213,12 @@ impl Ignored {
 }
 
 const DAY: u64 = 24 * 3_600_000;
-/// Session certificates older than this, in milliseconds, are forgotten: after 26 hours they are invalid, and protect
-/// nothing. The rest is for a clock that was wrong for some time.
+/// Session certificates older than this, in milliseconds, are forgotten. After 26 hours they are invalid; the rest is
+/// for a clock that was wrong for some time.
 const SESSION_KEPT: u64 = 7 * DAY;
 /// The same for mailbox certificates, which are valid for 30 days.
 const MAILBOX_KEPT: u64 = 37 * DAY;
-/// The file is written at most this often.
+/// The shortest time between two writes of the file, which rewrite all of it.
 const CERTIFICATES_WRITTEN: Duration = Duration::from_secs(60);
 
 /// Whether it is a mailbox certificate, its time in milliseconds since 1970, and the fingerprint of its key.
@@ -300,7 +300,7 @@ impl TrustStore {
         self.users.get(&name.folded()).map(|user| &user.name).filter(|spelling| *spelling != name)
     }
 
-    /// The file with a torn record that may belong to this user, who has no other; `None` if there is no doubt.
+    /// The set-aside file whose torn record may be that of this user; `None` without doubt, or with a known key.
     pub fn doubt(&self, name: &Username) -> Option<PathBuf> {
         let members = [("server", self.server.as_str()), ("name", name.as_str())];
         if self.get(name).is_some() { None } else { self.users.doubt(&members) }
@@ -316,7 +316,7 @@ impl TrustStore {
     /// written another one meanwhile: [`get`](TrustStore::get) returns the valid one.
     ///
     /// # Errors
-    /// The disk's; nothing has changed then.
+    /// The disk's; nothing has then changed.
     pub fn remember(&mut self, name: &Username, identity: Fingerprint, trust: Trust) -> io::Result<()> {
         let (decided, verified) = (trust != Trust::New, trust == Trust::Verified);
         let server = self.server.clone();
@@ -342,8 +342,7 @@ impl TrustStore {
             .filter(|(created, _)| !is_far_ahead(*created, now_ms))
     }
 
-    /// Remembers a certificate. False, and nothing changes, if a newer one is remembered, or another one of the same
-    /// time.
+    /// Remembers a certificate. False, without a change, if a newer one is remembered, or another one of the same time.
     /// `now_ms` as for [`newest`](TrustStore::newest).
     pub fn admit(&mut self, name: &Username, identity: Fingerprint, made: Made, now_ms: u64) -> bool {
         let (is_mailbox, created, key) = made;
@@ -371,7 +370,7 @@ impl TrustStore {
         Ok(())
     }
 
-    /// Writes the certificates without waiting for the minute: the session is over.
+    /// Writes new certificates at once, because the session is over.
     pub fn close(&mut self, now_ms: u64) {
         if self.changed {
             let _ = self.write(now_ms);
@@ -502,7 +501,7 @@ mod tests {
         let mut known = open();
         assert!(known.admit(&bob, identity, (false, now + slack, one), now));
         assert!(!known.admit(&bob, identity, (false, now, two), now), "as far as clocks may differ");
-        assert!(known.admit(&bob, identity, (false, now, two), now - 1), "the own clock was set back");
+        assert!(known.admit(&bob, identity, (false, now, two), now - 1), "this machine's clock was set back");
         assert!(!known.admit(&bob, identity, (false, now - 1, one), now));
         // The file does not restore it either.
         assert!(known.admit(&bob, identity, (false, now + 2 * slack, one), now + slack));
@@ -579,7 +578,7 @@ mod tests {
         assert!(!known.admit(&bob, identity, (true, now - 31 * DAY, two), now));
         assert_eq!(known.newest(&bob, identity, false, now), Some((now, one)));
         known.write(now + 8 * DAY).expect("written");
-        assert!(known.certificates.newest.is_empty(), "both protect nothing any more");
+        assert!(known.certificates.newest.is_empty(), "both are too old to refuse another one");
     }
 
     /// OPERATING#records.
@@ -648,7 +647,7 @@ mod tests {
             here.remember(name, two, Trust::New).expect("stored");
         }
         assert_eq!((here.get(&bob), here.get(&upper)), (Some((one, Trust::Verified)), None));
-        // A file that an editor has replaced is read again, half a record when it is whole.
+        // A file that an editor has replaced is read again, a partial record once it is complete.
         let (path, copy) = (folder.0.join("known_users"), folder.0.join("copy"));
         here.remember(&carol, two, Trust::New).expect("stored");
         let text = fs::read_to_string(&path).expect("there");
