@@ -1,7 +1,7 @@
 //! From a host name to a channel with a trusted server.
 //!
-//! Invariant: the client sends nothing to a server whose key nobody has vouched for; it refuses a changed key, with
-//! the reason and the remedy; only `--no-tls` turns TLS off.
+//! Invariant: the client sends no message to a server whose key is not trusted. It refuses a changed key, with the
+//! reason and the remedy. Only `--no-tls` turns TLS off.
 
 use super::dial::dial;
 use crate::client::error::StartError;
@@ -23,14 +23,14 @@ use std::time::{Duration, Instant};
 
 /// For all addresses of the server together: time for three retries of a lost SYN.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the TLS handshake: the server waits no longer.
+/// For the TLS handshake; the server waits no longer.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the server's answer to each step of a login: it checks hashes and waits for its disk. An attempt to reconnect
-/// has its own, shorter deadline for everything.
+/// For the server's answer to each step of a login, in which it checks hashes and waits for its disk. A reconnection
+/// has one shorter deadline for all steps.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest wait in seconds that a server may ask for: a day.
 pub const MAX_RETRY_AFTER: u64 = 86_400;
-/// The duration of a lock in seconds if the server does not name it: that of this project's server.
+/// The duration of a lock in seconds, if the server does not give it: that of this project's server.
 const LOCKED: u64 = 900;
 
 /// A connection before login: each request gets one answer.
@@ -43,7 +43,7 @@ pub struct Connection {
     pub lines: Lines,
     /// The reading half of the channel.
     pub reader: Reader,
-    /// The deadline of the attempt, if it has one.
+    /// The deadline of all steps together, for a reconnection.
     by: Option<Instant>,
     /// The seconds that the server's last error asks to wait.
     pub retry_after: Option<u64>,
@@ -53,7 +53,7 @@ pub struct Connection {
 /// remembered.
 ///
 /// # Errors
-/// [`StartError`]; [`StartError::UnknownServer`] if `ask` says no.
+/// [`StartError`]; [`StartError::UnknownServer`] if `ask` returns false.
 pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Result<Connection, StartError> {
     let remember = |seen| known_servers(options)?.remember(&options.server(), seen).map_err(StartError::Disk);
     let seen = match attempt(options, None)? {
@@ -75,7 +75,7 @@ pub fn connect(options: &Options, ask: impl FnOnce(Fingerprint) -> bool) -> Resu
     attempt(options, None)?.map_err(|seen| StartError::UnknownServer(options.server(), seen))
 }
 
-/// The remembered keys of servers. The start has reported repairs of the file.
+/// The remembered keys of servers. Repairs of the file are not reported again: the start has done that.
 ///
 /// # Errors
 /// [`StartError::Disk`].
@@ -84,7 +84,7 @@ pub fn known_servers(options: &Options) -> Result<KnownServers, StartError> {
 }
 
 /// Connects again to the server whose key `options` pin, without reading a file. `by` is the deadline for the
-/// connection and everything that is asked on it.
+/// connection and all answers on it.
 ///
 /// # Errors
 /// As [`connect`].
@@ -106,7 +106,7 @@ fn attempt(options: &Options, by: Option<Instant>) -> Result<Result<Connection, 
     let unverified = Unverified::connect(&options.host, socket, sooner(HANDSHAKE_TIMEOUT, by));
     let unverified = unverified.map_err(StartError::Channel)?;
     let seen = unverified.fingerprint();
-    let Some(expected) = vouched(options, seen)? else { return Ok(Err(seen)) };
+    let Some(expected) = trusted(options, seen)? else { return Ok(Err(seen)) };
     let changed = || StartError::ServerChanged { server: options.server(), seen, expected };
     opened(unverified.trust(expected).ok_or_else(changed)?, Some(seen))
 }
@@ -117,14 +117,14 @@ fn sooner(limit: Duration, by: Option<Instant>) -> Instant {
     by.map_or(end, |by| by.min(end))
 }
 
-/// The trusted key: from the command line, the server's own certificate on this machine, or memory. `None` if the user
-/// must decide.
-fn vouched(options: &Options, seen: Fingerprint) -> Result<Option<Fingerprint>, StartError> {
+/// The trusted key: from the command line, the server's own certificate on this machine, or `known_servers`. `None` if
+/// the user must decide.
+fn trusted(options: &Options, seen: Fingerprint) -> Result<Option<Fingerprint>, StartError> {
     if options.fingerprint.is_some() {
         return Ok(options.fingerprint);
     }
     let known = known_servers(options)?;
-    // After a new installation on this machine, the new key is there, too.
+    // Before the remembered key: a new installation of the server on this machine has a new one.
     let local = || local_server().filter(|local| is_this_machine(&options.host) && *local == seen);
     let remembered = || known.get(&options.server());
     let is_new = options.accept_new && known.doubt(&options.server()).is_none();
@@ -219,7 +219,7 @@ impl Connection {
     }
 }
 
-/// The error for a refusal of the server; `retry_after` is cut to a day.
+/// The error for a refusal of the server. A wait of more than a day counts as a day.
 pub fn refusal(failure: &Failure, name: &Username) -> StartError {
     let is = |code| failure.is(code);
     if is(ErrorCode::LoginFailed) {

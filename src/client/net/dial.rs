@@ -9,12 +9,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Delay before the next address is tried: RFC 8305 recommends it, and most round trips are shorter.
+/// Delay before the next address is tried: RFC 8305 section 5 recommends it, and most round trips are shorter.
 const STAGGER: Duration = Duration::from_millis(250);
 /// The most addresses that are tried: each costs a thread, and real servers have fewer.
 const MAX_ADDRESSES: usize = 16;
 
-/// Connects to the address that answers first. Each has a head start of 250 ms on the next one.
+/// Connects to the address that answers first. Each address has a head start of 250 ms on the next one.
 ///
 /// # Errors
 /// The last failure, when every address has failed; `TimedOut` at `end`; `AddrNotAvailable` without addresses.

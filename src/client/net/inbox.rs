@@ -1,8 +1,8 @@
 //! Events that wait for the owner of the state: from the network, and from the threads that work for it.
 //!
-//! Invariant: limited in bytes; a slow screen or pipe does not block the network's reader before the limit. A frame is
-//! acknowledged when the owner has taken it; at a resumption, frames that were read count, because they are not sent
-//! again. Specification: PROTOCOL#ack-when, PROTOCOL#frames.
+//! Invariant: the inbox is limited in bytes, and a slow screen or pipe blocks the network's reader only at the limit. A
+//! frame is acknowledged when the owner has taken it. A resumption counts all frames that were read, because they are
+//! not resent. Specification: PROTOCOL#ack-when, PROTOCOL#frames.
 
 use crate::client::queue::Queue;
 use crate::client::session::Event;
@@ -14,15 +14,15 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A private or room message that the owner has taken is acknowledged within this time, because its sender is notified
-/// of a loss otherwise; acknowledgements for this reason are at least this far apart.
+/// The time in which a private or room message that the owner has taken is acknowledged, because otherwise a lost
+/// connection reports it to its sender as lost. Such acknowledgements are at least this far apart.
 const ACK_PERIOD: Duration = Duration::from_secs(1);
 /// The most bytes that the network's reader may add. A server sends far less without an `ack`.
 const MAX_WAITING: usize = 4 * 1024 * 1024;
-/// The most bytes that may wait when another thread adds an event, so that it waits before the reader does.
+/// The most bytes that may wait when another thread adds an event: less, so that it waits before the reader does.
 const MAX_OTHERS: usize = 1024 * 1024;
-/// The most bytes of frames that wait unacknowledged for a message that is held back: a half of what a server holds for
-/// a client at least.
+/// The most bytes of frames that wait unacknowledged behind a message that is held back: half of the smallest outbox of
+/// this project's server. PROTOCOL#mail-order.
 const MAX_HELD: usize = 192 * 1024;
 /// The approximate size of an event besides its frame, in bytes.
 const EVENT: usize = 256;
@@ -30,12 +30,12 @@ const EVENT: usize = 256;
 /// Wakes the owner, and never waits for it.
 pub type Wake = Box<dyn Fn() + Send + Sync>;
 
-/// See the module.
+/// The waiting events: see the [module](self).
 pub struct Inbox {
     waiting: Mutex<Waiting>,
     room: Condvar,
     wake: Wake,
-    /// Takes the acknowledgements to the server.
+    /// Sends the acknowledgements.
     queue: Arc<Queue>,
 }
 
@@ -44,13 +44,13 @@ struct Waiting {
     items: VecDeque<Item>,
     /// Memory of all items.
     bytes: usize,
-    /// Frames of this session that were read.
+    /// The number of frames that were read in this session.
     read: u64,
     /// The number of frames that the owner has taken.
     taken: Received,
     /// The time of the last acknowledgement.
-    said_at: Option<Instant>,
-    /// Whether a private or room message is among the frames taken since then.
+    acked_at: Option<Instant>,
+    /// Whether a private or room message is among the frames taken since the last acknowledgement.
     direct: bool,
     /// Whether envelopes for this user alone are held back.
     holds: bool,
@@ -63,6 +63,7 @@ struct Item {
     memory: usize,
     /// The number of frames: its own, and the following ones without an event.
     frames: u64,
+    /// Bytes of these frames.
     bytes: usize,
 }
 
@@ -93,7 +94,7 @@ impl Waiting {
         (next < self.items.len()).then_some(next)
     }
 
-    /// Removes an item for the owner. Its frames count when those before it do.
+    /// Removes an item for the owner. Its frames count as taken when the items before it are taken.
     fn take(&mut self, at: usize) -> Option<Item> {
         let item = self.items.remove(at)?;
         self.bytes -= item.memory;
@@ -112,7 +113,7 @@ impl Waiting {
 
     /// The time until a taken private or room message must be acknowledged.
     fn left(&self, now: Instant) -> Option<Duration> {
-        let passed = self.said_at.map_or(ACK_PERIOD, |then| now.saturating_duration_since(then));
+        let passed = self.acked_at.map_or(ACK_PERIOD, |then| now.saturating_duration_since(then));
         (self.direct && self.taken.has_news()).then(|| ACK_PERIOD.saturating_sub(passed))
     }
 
@@ -120,7 +121,7 @@ impl Waiting {
     fn ack(&mut self, early: bool, now: Instant) -> Option<u64> {
         let early = early || self.left(now).is_some_and(|left| left.is_zero());
         let received = self.taken.due(early)?;
-        (self.said_at, self.direct) = (Some(now), false);
+        (self.acked_at, self.direct) = (Some(now), false);
         Some(received)
     }
 }
@@ -131,7 +132,7 @@ impl Inbox {
         Inbox { waiting: Mutex::default(), room: Condvar::new(), wake, queue }
     }
 
-    /// Adds one counted frame of the session, with its event, if any. False if the owner has gone.
+    /// Adds one counted frame of the session, with its event, if any. False if the inbox is closed.
     pub fn frame(&self, event: Option<Event>, bytes: usize) -> bool {
         let memory = EVENT + bytes;
         self.add(MAX_WAITING, |waiting| {
@@ -152,12 +153,12 @@ impl Inbox {
         })
     }
 
-    /// Adds an event of the network's reader itself.
+    /// Adds an event of the network's reader. False if the inbox is closed.
     pub fn tell(&self, event: Event) -> bool {
         self.put(event, MAX_WAITING)
     }
 
-    /// Adds an event of another thread, which waits for room.
+    /// Adds an event of another thread, which waits for room. False if the inbox is closed.
     pub fn report(&self, event: Event) -> bool {
         self.put(event, MAX_OTHERS)
     }
@@ -202,7 +203,7 @@ impl Inbox {
         lock(&self.waiting).next().is_none()
     }
 
-    /// Holds envelopes for this user alone back, or no longer. Later events overtake them; an acknowledgement does not.
+    /// Sets whether envelopes for this user alone are held back. Later events overtake them, acknowledgements do not.
     /// PROTOCOL#mail-order.
     pub fn hold(&self, holds: bool) {
         lock(&self.waiting).holds = holds;
@@ -220,7 +221,7 @@ impl Inbox {
         waiting.left(Instant::now())
     }
 
-    // Under the lock: after a resumption, an older number must not be sent.
+    /// Sends a due acknowledgement, under the lock: after a resumption, an older number must not be sent.
     fn acknowledge(&self, waiting: &mut Waiting, early: bool) {
         if let Some(received) = waiting.ack(early, Instant::now()) {
             self.queue.control(|control| control.ack = Some(received));
@@ -232,8 +233,8 @@ impl Inbox {
         lock(&self.waiting).read
     }
 
-    /// Notes that the session was resumed: the server knows of all frames that were read, so nothing is held back any
-    /// more.
+    /// Notes that the session was resumed. The server will not resend the frames that were read, so none is held back
+    /// any longer.
     pub fn resumed(&self) {
         let mut waiting = lock(&self.waiting);
         waiting.holds = false;
@@ -276,8 +277,8 @@ mod tests {
 
     fn acked(queue: &Queue) -> String {
         queue.end();
-        let said = std::iter::from_fn(|| queue.next()).map(|pieces| pieces.concat());
-        said.map(|line| String::from_utf8(line).expect("JSON")).collect()
+        let sent = std::iter::from_fn(|| queue.next()).map(|pieces| pieces.concat());
+        sent.map(|line| String::from_utf8(line).expect("JSON")).collect()
     }
 
     /// PROTOCOL#ack-when.
@@ -320,7 +321,7 @@ mod tests {
             assert!(inbox.frame(Some(envelope(kind, to)), 10));
         }
         assert!(inbox.next().is_some() && inbox.next().is_some() && inbox.acknowledge_due().is_none());
-        assert!(lock(&inbox.waiting).said_at.is_none());
+        assert!(lock(&inbox.waiting).acked_at.is_none());
         assert!(inbox.next().is_some() && inbox.next().is_some() && inbox.acknowledge_due().is_none());
         assert_eq!(acked(&queue), "{\"type\":\"ack\",\"received\":3}\n");
     }
@@ -361,12 +362,12 @@ mod tests {
         inbox.frame(Some(envelope(Message, "bob")), 10);
         assert!(inbox.is_empty());
         inbox.resumed();
-        assert!(matches!(inbox.next(), Some(Event::Server(_))), "a crash would lose it now");
+        assert!(matches!(inbox.next(), Some(Event::Server(_))), "held any longer, a crash would lose it");
     }
 
     /// PROTOCOL#mail-order.
     #[test]
-    fn messages_are_not_held_behind_much() {
+    fn held_messages_pass_after_192_kib_of_other_frames() {
         let (inbox, ..) = inbox();
         inbox.hold(true);
         inbox.frame(Some(envelope(Message, "bob")), 10);
@@ -439,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn full_inbox_holds_its_writers_until_there_is_room_or_an_end() {
+    fn full_inbox_blocks_writers_until_there_is_room_or_it_closes() {
         let (inbox, ..) = inbox();
         let put = |count: usize| (0..count).filter(|_| inbox.frame(Some(Event::Tick), 1024 * 1024)).count();
         assert_eq!(put(4), 4);

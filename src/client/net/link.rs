@@ -3,7 +3,7 @@
 //!
 //! Invariant: packets bypass the owner of the state, to and from the threads of their transfers, so a file at full
 //! speed delays no messages. Outgoing frames wait in the `Queue`, whichever connection sends them; incoming ones wait
-//! in the [`Inbox`]. Nothing follows an [`Event::Closed`] there. [`Liveness`] alone decides that a connection is
+//! in the [`Inbox`], where nothing follows an [`Event::Closed`]. [`Liveness`] alone decides that a connection is
 //! dead. Specification: PROTOCOL#resuming, PROTOCOL#life.
 
 use super::connect::Connection;
@@ -38,9 +38,9 @@ pub const PATIENCE: Patience = Patience {
     report: Duration::from_secs(2),
     tick: Duration::from_secs(1),
 };
-/// Time to send queued frames at the end, with patience and without.
+/// Time to send the queued frames at the end, when the user waits for messages that are in flight.
 const FAREWELL: Duration = Duration::from_secs(30);
-/// See [`FAREWELL`].
+/// The same when the user does not wait: enough for a `logout`.
 const HURRIED_FAREWELL: Duration = Duration::from_secs(1);
 
 /// The link to the server.
@@ -112,7 +112,7 @@ impl Link {
         *lock(&self.shared.user.key) = Instant::now();
     }
 
-    /// Queues one message. False if a thousand messages wait: the caller should give up.
+    /// Queues one message. False if 1,024 messages wait: the caller should give up.
     #[must_use]
     pub fn send(&self, message: &ClientMessage) -> bool {
         if matches!(message, ClientMessage::Renew(_)) {
@@ -148,11 +148,10 @@ impl Link {
         self.shared.queue.end();
     }
 
-    /// Waits until everything queued is sent, then closes the connection: at once if nothing is left to send, and
-    /// soon if the user does not wait.
+    /// Waits until everything queued is sent, for 30 s or, if `hurried`, for 1 s; then closes the connection.
     pub fn finish(self, hurried: bool) {
         self.end();
-        self.shared.queue.finish(if hurried { HURRIED_FAREWELL } else { FAREWELL });
+        self.shared.queue.wait_until_sent(if hurried { HURRIED_FAREWELL } else { FAREWELL });
     }
 }
 
@@ -212,7 +211,7 @@ struct Reader {
 enum End {
     /// It broke.
     Lost(String),
-    /// The link has ended, with the final event, if anybody waits for it.
+    /// The link has ended: with a final [`Event::Closed`] for this reason, or without one.
     Over(Option<String>),
 }
 
@@ -227,7 +226,7 @@ impl Reader {
             let end = self.read(&mut connection);
             connection.channel.close();
             self.shared.queue.disconnect();
-            // It does not block any more, because the socket is closed.
+            // It does not block, because the socket is closed.
             let _ = writer.join();
             let next = match end {
                 End::Lost(why) => self.restore(why, begun.elapsed()),
@@ -270,7 +269,7 @@ impl Reader {
         let (patience, now) = (jittered(shared.patience), Instant::now());
         *lock(&shared.channel) = connection.channel.clone();
         *lock(&shared.liveness) = Liveness::new(patience, now, SystemTime::now());
-        // First, because a client that is leaving waits for this.
+        // Before the event: a client that is leaving waits until the writer has sent everything.
         let writer = shared.spawn_writer().map_err(|error| {
             shared.close();
             Some(error.to_string())
@@ -303,7 +302,8 @@ impl Reader {
             let wait = match next {
                 Next::Wait(wait) => wait,
                 Next::Ask => {
-                    // Otherwise senders would be notified about messages that were shown long ago.
+                    // Otherwise a lost connection would report messages to their senders as lost that were shown long
+                    // ago.
                     self.shared.inbox.acknowledge_now();
                     self.shared.queue.control(|control| control.ping = true);
                     continue;
@@ -399,7 +399,7 @@ mod tests {
     use super::super::login::Credentials;
     use super::*;
     use crate::auth::PendingResume;
-    use crate::client::options::{Options, Request, parse};
+    use crate::client::options::Options;
     use crate::crypto::envelope::Envelope;
     use crate::crypto::keys::{IdentityKey, SessionKey};
     use crate::crypto::secret::{Key, Password};
@@ -417,13 +417,13 @@ mod tests {
     }
 
     /// The server's end of a connection.
-    struct End(BufReader<TcpStream>);
+    struct ServerEnd(BufReader<TcpStream>);
 
-    impl End {
-        fn accept(listener: &TcpListener) -> End {
+    impl ServerEnd {
+        fn accept(listener: &TcpListener) -> ServerEnd {
             let socket = listener.accept().expect("the client connects").0;
             socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a time");
-            End(BufReader::new(socket))
+            ServerEnd(BufReader::new(socket))
         }
 
         fn say(&mut self, message: &ServerMessage) {
@@ -436,13 +436,13 @@ mod tests {
             ClientMessage::decode(line.trim_ascii_end()).ok()
         }
 
-        fn resumes(listener: &TcpListener, received: u64) -> End {
-            End::resumes_with(listener, received, &[]).0
+        fn resumes(listener: &TcpListener, received: u64) -> ServerEnd {
+            ServerEnd::resumes_with(listener, received, &[]).0
         }
 
         /// Also returns which of these tokens the client has proven.
-        fn resumes_with(listener: &TcpListener, received: u64, tokens: &[Key]) -> (End, Option<usize>) {
-            let mut end = End::accept(listener);
+        fn resumes_with(listener: &TcpListener, received: u64, tokens: &[Key]) -> (ServerEnd, Option<usize>) {
+            let mut end = ServerEnd::accept(listener);
             let Some(ClientMessage::ResumeRequest(request)) = end.hear() else { panic!("no request") };
             let (pending, challenge) = PendingResume::new(request.username);
             end.say(&ServerMessage::ResumeChallenge(challenge));
@@ -453,14 +453,13 @@ mod tests {
     }
 
     /// A link in a session, its server, and what wakes the link's owner.
-    fn link(patience: Patience) -> (Link, TcpListener, End, Receiver<()>) {
+    fn link(patience: Patience) -> (Link, TcpListener, ServerEnd, Receiver<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port().to_string();
         let words = ["--no-tls", "--host", "127.0.0.1", "--port", &port, "--data-dir", "/nowhere"];
-        let Ok(Request::Run(options)) = parse(words.map(Into::into)) else { panic!("good options") };
-        let options: Options = *options;
+        let options = Options::of(&words);
         let connection = connect(&options, |_| false).expect("it listens");
-        let end = End::accept(&listener);
+        let end = ServerEnd::accept(&listener);
         let (name, identity) = ("alice".parse().expect("name"), Arc::new(IdentityKey::generate()));
         let password_key = PasswordKey::new(&Password::new("a password".into()));
         let credentials = Credentials { name, identity, password_key };
@@ -489,7 +488,7 @@ mod tests {
             assert!(matches!(end.hear(), Some(ClientMessage::Ping)), "round {round}");
             assert!(matches!(next(&link, &woken), Event::Silent(Some(_))));
             assert!(matches!(next(&link, &woken), Event::Lost(why) if why.starts_with("no answer for ")));
-            end = End::resumes(&listener, 0);
+            end = ServerEnd::resumes(&listener, 0);
             while !matches!(next(&link, &woken), Event::Resumed(_)) {}
         }
         link.finish(false);
@@ -536,7 +535,7 @@ mod tests {
         let packet = move || queue.packet(vec![b'x'; 60_000], vec![b'\n'], PATIENCE.answer);
         let sender = thread::spawn(move || while packet().is_ok() {});
         while !matches!(next(&link, &woken), Event::Lost(_)) {}
-        let mut end = End::resumes(&listener, 0);
+        let mut end = ServerEnd::resumes(&listener, 0);
         let mut line = Vec::new();
         end.0.read_until(b'\n', &mut line).expect("it is resent");
         assert_eq!(line.len(), 60_001);
@@ -580,11 +579,11 @@ mod tests {
         let (name, key) = ("alice".parse().expect("name"), SessionKey::generate());
         let renew = ClientMessage::Renew(Box::new(IdentityKey::generate().certify(&name, &key, 1)));
         let other = ClientMessage::KeysRequest(crate::protocol::KeysRequest { names: vec![name] });
-        let say = |message: &ClientMessage, end: &mut End| {
+        let say = |message: &ClientMessage, end: &mut ServerEnd| {
             assert!(link.send(message));
             while end.hear().expect("a message").encode() != message.encode() {}
         };
-        let grant = |token: &Key, end: &mut End| {
+        let grant = |token: &Key, end: &mut ServerEnd| {
             let session = crate::protocol::Session { token: token.duplicate(), expires: 1, newest: 1 };
             end.say(&ServerMessage::Session(session));
             assert!(matches!(next(&link, &woken), Event::Server(ServerMessage::Session(_))));
@@ -601,7 +600,7 @@ mod tests {
         grant(&after_another, &mut end);
         drop(end);
         let tokens = [of_former_session, unrequested, new, after_another];
-        assert_eq!(End::resumes_with(&listener, 0, &tokens).1, Some(2));
+        assert_eq!(ServerEnd::resumes_with(&listener, 0, &tokens).1, Some(2));
     }
 
     /// PROTOCOL#ack-true.
@@ -611,7 +610,7 @@ mod tests {
             let (link, listener, mut end, woken) = link(PATIENCE);
             if resumes {
                 drop(end);
-                end = End::resumes(&listener, 1);
+                end = ServerEnd::resumes(&listener, 1);
             } else {
                 end.say(&ServerMessage::Ack(Taken { received: 1 }));
             }
@@ -628,7 +627,7 @@ mod tests {
     /// PROTOCOL#ack-when.
     #[test]
     fn pong_ping_logout_and_end_come_after_an_acknowledgement() {
-        let cases: [fn(&Link, &mut End); 4] = [
+        let cases: [fn(&Link, &mut ServerEnd); 4] = [
             |_, end| end.say(&ServerMessage::Ping),
             |link, _| link.owes(Some(Instant::now())),
             |link, _| assert!(link.send(&ClientMessage::Logout)),

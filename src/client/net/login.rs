@@ -155,8 +155,8 @@ pub fn register(
     match connection.ask(&ClientMessage::Register(request)) {
         Ok(ServerMessage::Registered) => is_made = true,
         Ok(ServerMessage::Error(failure)) => {
-            // Only after a refusal does no account exist whose only key this is. After a disk failure, even the
-            // server does not know.
+            // Only a refusal shows that no account has this key. After a disk failure, the server itself does not
+            // know.
             if !failure.is(ErrorCode::ServerError) {
                 opened.take_back();
             }
@@ -176,9 +176,9 @@ pub fn register(
     }
 }
 
-/// Changes the password of `name` in the key file and on the server. Takes up to a second, and the time of the server.
-/// Uses its own connection, so the session continues. `keep` gets the key of the new password as soon as the server
-/// expects it. PROTOCOL#password-file.
+/// Changes the password of `name` in the key file and on the server. Takes up to a second, besides the server's
+/// answers. Uses its own connection, so the session continues. `keep` gets the key of the new password as soon as the
+/// server expects it. PROTOCOL#password-file.
 ///
 /// # Errors
 /// [`ChangeError`]; the account always opens with the old or the new password.
@@ -194,7 +194,7 @@ pub fn change_password(
         return Err(Refused(StartError::ShortPassword));
     }
     let (files, form) = keys::open_for_change(options, name, old)?;
-    // The same password keeps its form: while two files exist, the form must not decide between them.
+    // An unchanged password keeps its form: while two files exist, the server must expect the form that opens either.
     let (old, new) = (&form, if old == new { &form } else { new });
     let (sealed, key) = (key_file::seal(&files.identity, name, new), PasswordKey::new(new));
     let mut connection = connect(options, |_| false).map_err(Refused)?;
@@ -206,7 +206,7 @@ pub fn change_password(
     written.map_err(Refused)?;
     match connection.ask(&ClientMessage::PasswordChange(Box::new(request))) {
         Ok(ServerMessage::PasswordChanged) => {
-            // Before the disk can fail: the server expects the new password from now on.
+            // Before the disk can fail, because the server now expects the new password.
             keep(key);
             files.take_successor().map_err(NotReplaced)
         }

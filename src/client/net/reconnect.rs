@@ -2,8 +2,8 @@
 //! logs in again.
 //!
 //! Invariant: the password is not kept, only the token and the key that represents the password for this server; both
-//! are wiped on drop. A changed server key and a refused login are final: the client tries nothing that its user has
-//! not allowed. Specification: PROTOCOL#resuming.
+//! are wiped on drop. A changed server key ends the attempts at once, a second refused login too. Specification:
+//! PROTOCOL#resuming.
 
 use super::connect::{Connection, MAX_RETRY_AFTER, reconnect, refusal};
 use super::inbox::Inbox;
@@ -45,11 +45,11 @@ pub enum Reconnected {
     LoggedIn(Box<NewKey>),
 }
 
-/// The actions of the user meanwhile, on other threads.
+/// What the user does meanwhile, reported by other threads.
 pub struct User {
-    /// When the last key was pressed, or the last line arrived.
+    /// When the user last pressed a key, or a line of input arrived.
     pub key: Mutex<Instant>,
-    /// The key of a password that was changed.
+    /// The key of a changed password, until the next attempt uses it.
     pub password_key: Mutex<Option<PasswordKey>>,
 }
 
@@ -60,12 +60,12 @@ pub struct Reconnector {
     token: Key,
     /// Attempts since the last useful connection.
     attempts: u32,
-    /// The current connection is useful if it lasts this long.
+    /// The current connection counts as useful if it lasts this long.
     useful: Duration,
 }
 
 impl Reconnector {
-    /// After a login; `options` pin the key of its server.
+    /// For the session after a login; `options` pin the key of its server.
     pub fn new(options: &Options, credentials: Credentials, token: Key) -> Reconnector {
         Reconnector { options: options.clone(), credentials, token, attempts: 0, useful: Duration::ZERO }
     }
@@ -195,12 +195,12 @@ impl Reconnector {
 
 /// The meaning of a failed attempt.
 enum Outcome {
-    /// Another attempt is useless, or for the user to decide.
+    /// Another attempt is useless, or the user must decide.
     Final,
     /// The server refuses the login, or this client refuses the challenge. Final the second time, because the password
     /// may be changing at this moment.
     LoginRefused,
-    /// A server refused, which is worth a report.
+    /// A server refused for another reason, which is reported.
     Refused,
     /// No server was reached, or the connection broke.
     Unreachable,
@@ -241,8 +241,8 @@ impl Pause {
     /// How often the pause checks for a key press.
     const LOOK: Duration = Duration::from_millis(250);
 
-    /// Begins `now`, before attempt number `attempt`, from 0. `idle` is the time without a connection and without a
-    /// key press, `asked` the time that the server asks to wait.
+    /// Begins `now`, before attempt number `attempt` (the first is 0). `idle` is the time without a connection and
+    /// without a key press, `asked` the time that the server asks to wait.
     fn new(attempt: u32, idle: Duration, asked: Duration, now: Instant, wall: SystemTime) -> Pause {
         let length =
             jittered(base(attempt, idle)).max(asked + jittered(if asked.is_zero() { 0 } else { PAUSES[0] }));
