@@ -1,9 +1,9 @@
 //! File transfers: jobs on their own threads, and a table of the state that the jobs of a transfer share.
 //!
-//! Invariant: a job ends with one [`Step`], and no thread waits between two jobs. The open file is in the table from
-//! the first job to the last, so that the same file is hashed, sent and copied. The memory of a transfer is limited by
-//! the packets that its recipient has granted (10.5 MiB for all transfers). Disk, cryptography and network overlap, and
-//! the owner of the state waits for none of them. Specification: PROTOCOL#file-transfer.
+//! Invariant: a job reports one final [`Step`] unless it is stopped, and no thread waits between two jobs. The file
+//! stays open in the table from the first job to the last, so that the same file is hashed, sent and copied. The memory
+//! of a transfer is limited by the packets that its recipient has granted (10.5 MiB in all). Disk, cryptography and
+//! network overlap, and the owner of the state waits for none of them. Specification: PROTOCOL#file-transfer.
 
 mod grants;
 mod receiving;
@@ -27,12 +27,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A waiting job fails if no packet of any transfer moves for this time: a session can be resumed for as long.
+/// A waiting job fails if no packet of any transfer moves for this time, in which a session can be resumed.
 const STALLED: Duration = Duration::from_secs(60);
 /// After the server has refused to relay a transfer, the peer's reason arrives within this time.
 const LAST_WORD: Duration = Duration::from_secs(5);
 /// The interval of progress reports: a bar moves smoothly.
-const TOLD_EVERY: Duration = Duration::from_millis(100);
+const REPORT_PERIOD: Duration = Duration::from_millis(100);
 
 /// A job that the session requests for one of its transfers.
 pub enum Job {
@@ -132,7 +132,7 @@ pub enum Step {
         /// The reason, for the peer.
         there: String,
         /// Whether the received part is kept, so that the transfer can resume.
-        goes_on: bool,
+        can_resume: bool,
     },
 }
 
@@ -140,8 +140,9 @@ pub enum Step {
 enum Failure {
     /// The session has requested another job.
     Stopped,
+    /// The connection, the peer or this machine prevents it; a later transfer can resume.
     Broken(String),
-    /// The file at this path cannot be offered.
+    /// The file at this path cannot be offered, for this reason.
     NotOpened(String, String),
     /// The path is invalid, or the file is not the offered one.
     Wrong(String),
@@ -162,7 +163,7 @@ impl Failure {
     /// The report to the session, if any. Paths are not sent to the peer.
     fn step(self) -> Option<Step> {
         use ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let (here, there, goes_on) = match self {
+        let (here, there, can_resume) = match self {
             Failure::Stopped => return None,
             Failure::Broken(why) => (why.clone(), why, true),
             Failure::NotOpened(path, why) => (format!("{path}: {why}"), why, false),
@@ -173,7 +174,7 @@ impl Failure {
                 (error.to_string(), there.into(), true)
             }
         };
-        Some(Step::Failed { here, there, goes_on })
+        Some(Step::Failed { here, there, can_resume })
     }
 }
 
@@ -243,7 +244,7 @@ impl Router {
         *lock(&self.moved) = Some(Instant::now());
     }
 
-    /// Routes a chunk. An unexpected one is dropped.
+    /// Routes a packet. One of no running transfer is dropped.
     pub fn packet(&self, packet: &Packet<'_>) {
         let Some(transfer) = self.find(&packet.peer, &packet.transfer) else { return };
         self.has_moved();
@@ -298,7 +299,7 @@ impl Transfers {
         Transfers(Arc::new(Shared { received, sent, router, queue, deliver, sharing }))
     }
 
-    /// Starts a job; returns the failure if that fails at once, else `None`.
+    /// Starts a job; returns a step if the job cannot be started.
     pub fn take(&self, number: u32, job: Job) -> Option<Step> {
         match job {
             Job::Hash { peer, id, path } => {
@@ -321,7 +322,7 @@ impl Transfers {
             Job::List => {
                 let shared = self.0.clone();
                 let list = move || _ = (shared.deliver)(number, Step::Parts(left_parts(&shared.received)));
-                // Without a thread, the list is short.
+                // A list is not worth a failure: without a thread, it is empty.
                 spawn("file", list).err().map(|_| Step::Parts(Vec::new()))
             }
         }
@@ -376,13 +377,14 @@ impl Worker {
         (self.shared.deliver)(self.number, step);
     }
 
-    /// Reports the last step of a transfer.
+    /// Ends the transfer with its last step.
     fn finish(&self, step: Step) {
         self.shared.router.remove(self.number);
         self.tell(step);
     }
 
-    fn goes_on(&self) -> bool {
+    /// Whether the session has not requested another job meanwhile.
+    fn is_current(&self) -> bool {
         lock(&self.transfer.state).turn == self.turn
     }
 

@@ -1,8 +1,7 @@
-//! The grants of one receiving transfer: limited by its [`Window`], by the other transfers, and by the speed of the
-//! disk.
+//! The grants of one receiving transfer: limited by its [`Window`], the other transfers, and the speed of the disk.
 //!
-//! Invariant: at most [`MAX_GRANTED`] chunks of all transfers are in flight, because the server would refuse more;
-//! every transfer may have one. Dropping this revokes unused grants. Specification: PROTOCOL#asked-for.
+//! Invariant: at most [`MAX_GRANTED`] chunks of all transfers are in flight, because the server would refuse more; each
+//! transfer may always have one. Dropping a [`Grants`] revokes unused grants. Specification: PROTOCOL#asked-for.
 
 use super::window::Window;
 use crate::client::queue::Queue;
@@ -14,12 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-/// The most files received at once, each with a thread and a window of chunks.
+/// The most files received at once: each has up to five threads and a window of chunks.
 pub const MAX_ARRIVING: usize = 8;
 /// The most chunks in flight to this client, besides the one that each other transfer may always have.
 const MAX_IN_FLIGHT: u32 = MAX_GRANTED + 1 - MAX_ARRIVING as u32;
-/// The most granted chunks that are not written yet, for all transfers: 10.5 MiB, in flight or being decrypted. A
-/// transfer's share is more than a group, which can be written only when it is complete.
+/// The most granted chunks of all transfers that are not written yet, in flight or being decrypted: 10.5 MiB. Each
+/// transfer's share must exceed a group, which can be written only when it is complete.
 const MAX_HELD: u32 = MAX_GRANTED + 8 * GROUP;
 const _: () = assert!(MAX_HELD / MAX_ARRIVING as u32 > GROUP);
 
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_file_is_granted_and_no_chunk_more() {
+    fn exactly_the_missing_chunks_are_granted() {
         for chunks in [1, 2, 5, 1001] {
             let mut arriving = Arriving::new(1, chunks);
             (0..chunks).for_each(|_| arriving.round(true));
@@ -190,7 +189,7 @@ mod tests {
 
     /// PROTOCOL#grants.
     #[test]
-    fn transfer_that_ends_takes_its_grants_back() {
+    fn transfer_that_ends_revokes_its_grants() {
         let mut arriving = Arriving::new(1, 10);
         let queue = arriving.queue.clone();
         queue.restart();

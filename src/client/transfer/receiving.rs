@@ -1,10 +1,10 @@
-//! Receives a file: granted chunk by chunk, decrypted by several threads, written in order by one.
+//! Receives a file: grants its chunks, decrypts them on several threads, and writes them in order on one.
 //!
 //! Invariant: only chunks that [`Plan::open_group`] has checked are written, each in its place; the file gets its name
 //! only when all of it is on disk and its hash is right. Specification: PROTOCOL#asked-for, PROTOCOL#chunk-order.
 
 use super::grants::Grants;
-use super::{Failure, Shared, Step, TOLD_EVERY, Worker};
+use super::{Failure, REPORT_PERIOD, Shared, Step, Worker};
 use crate::client::file::{Part, free_space};
 use crate::crypto::chunk::{CHUNK, Plan};
 use crate::crypto::keys::SessionKey;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// The number of a group's first chunk, and the file's bytes in each chunk.
 type Opened = (u32, Result<Vec<Vec<u8>>, Failure>);
 
-/// How often to check for possible grants while no chunk arrives.
+/// How often to check whether more can be granted while no chunk arrives.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Worker {
@@ -26,7 +26,7 @@ impl Worker {
     pub fn look(&self, size: u64, sha256: &[u8; 32]) -> Result<(), Failure> {
         let folder = &self.shared.received;
         let mut part = Part::open(folder, &self.transfer.peer, sha256)?;
-        let have = match part.take_up(size, || self.goes_on()) {
+        let have = match part.take_up(size, || self.is_current()) {
             Ok(have) => have,
             Err(error) => return Err(self.give_up(part, error.into())),
         };
@@ -35,11 +35,11 @@ impl Worker {
             self.tell(Step::Tight { free, missing });
         }
         let mut part = Some(part);
-        let stands = self.wait(|state| {
+        let stored = self.wait(|state| {
             state.part = part.take();
             Some(())
         });
-        if let (Err(failure), Some(part)) = (stands, part) {
+        if let (Err(failure), Some(part)) = (stored, part) {
             return Err(self.give_up(part, failure));
         }
         self.tell(Step::Found { start: u32::try_from(have.div_ceil(CHUNK as u64)).unwrap_or(u32::MAX) });
@@ -60,7 +60,7 @@ impl Worker {
                 return Err(Failure::Wrong("it is not the file that was offered".into()));
             }
             part.sync()?;
-            // The last moment for a cancellation.
+            // A cancellation until here takes effect.
             self.wait(|_| Some(()))
         });
         if let Err(failure) = whole {
@@ -145,7 +145,7 @@ impl Worker {
         let tell = |written: u32| self.tell(Step::Progress(u64::from(written) * CHUNK as u64));
         let result = (|| {
             let mut waiting = BTreeMap::new();
-            let mut told = Instant::now();
+            let mut reported = Instant::now();
             while written < plan.chunks() {
                 self.grants(|grants| grants.grant(Instant::now()));
                 let (first, group) = match results.recv_timeout(LOOK_AGAIN) {
@@ -159,7 +159,7 @@ impl Worker {
                         return Err(Failure::Broken("the system could not start a thread for it".into()));
                     }
                 };
-                // Keep the chunks before a wrong one: a later transfer continues after them.
+                // Write the chunks before a wrong one first: a later transfer continues after them.
                 waiting.insert(first, group);
                 while let Some(group) = waiting.remove(&written) {
                     let group = group?;
@@ -167,8 +167,8 @@ impl Worker {
                     written += group.len() as u32;
                     self.grants(|grants| grants.written(group.len() as u32));
                 }
-                if told.elapsed() >= TOLD_EVERY {
-                    told = Instant::now();
+                if reported.elapsed() >= REPORT_PERIOD {
+                    reported = Instant::now();
                     tell(written);
                 }
             }

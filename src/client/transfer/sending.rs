@@ -1,9 +1,9 @@
 //! Sends a file: hashes it for the offer, then seals its chunks as the recipient grants them.
 //!
-//! Invariant: a chunk is sent only after the offer was accepted and the chunk was granted; a file that has become
+//! Invariant: a chunk is sent only after the offer was accepted and the chunk was granted. A file that has become
 //! shorter ends the transfer. Specification: PROTOCOL#file-transfer.
 
-use super::{Failure, STALLED, Step, TOLD_EVERY, Worker};
+use super::{Failure, REPORT_PERIOD, STALLED, Step, Worker};
 use crate::client::file::Source;
 use crate::client::path::{typed_path, whole};
 use crate::crypto::chunk::{CHUNK, GROUP, Plan};
@@ -19,13 +19,13 @@ impl Worker {
     pub fn hash(&self, path: &str) -> Result<(), Failure> {
         let path = typed_path(path).map_err(Failure::Wrong)?;
         let source = Source::open(&path).map_err(|why| Failure::NotOpened(whole(&path), why))?;
-        let mut told = Instant::now();
+        let mut reported = Instant::now();
         let sha256 = source.hash(|done| {
-            if told.elapsed() >= TOLD_EVERY {
-                told = Instant::now();
+            if reported.elapsed() >= REPORT_PERIOD {
+                reported = Instant::now();
                 self.tell(Step::Hashing { done, size: source.size });
             }
-            self.goes_on()
+            self.is_current()
         })?;
         let hashed = Step::Hashed { name: source.name.clone(), size: source.size, sha256 };
         self.transfer.change(|state| state.source = Some(Arc::new(source)));
@@ -48,7 +48,7 @@ impl Worker {
     pub fn send(&self, recipient: &SessionPublicKey, plan: &Plan) -> Result<(), Failure> {
         let source = self.source()?;
         let address = Packet::address(&self.transfer.peer, &plan.id);
-        let mut told = Instant::now();
+        let mut reported = Instant::now();
         let mut buffer = vec![0; GROUP as usize * CHUNK];
         let mut first = plan.start;
         while first < plan.chunks() {
@@ -58,10 +58,10 @@ impl Worker {
             let read = source.read_at(&mut buffer[..length], at);
             read.map_err(|error| Failure::Wrong(error.to_string()))?;
             for payload in plan.seal_group(first, recipient, &buffer[..length]) {
-                // Report before a wait too, or the last progress would never be reported.
+                // Report sooner before a wait: otherwise the bar stops short of the data that was sent.
                 let waits = lock(&self.transfer.state).granted == 0;
-                if told.elapsed() >= if waits { TOLD_EVERY / 5 } else { TOLD_EVERY } {
-                    told = Instant::now();
+                if reported.elapsed() >= if waits { REPORT_PERIOD / 5 } else { REPORT_PERIOD } {
+                    reported = Instant::now();
                     self.tell(Step::Progress(at));
                 }
                 self.wait(|state| {

@@ -1,10 +1,10 @@
 //! The number of chunks of a transfer that may be in flight to this client: as many as its line needs, and no more.
 //!
-//! Invariant: pure; the caller reports grants, arrivals and the time. Once a round (the time that the chunks in flight
-//! take) the window follows the length of their queue, in time: the round trip of the chunks granted last, minus the
-//! shortest round trip. A short queue lets the window grow; a long one shrinks it to the amount that the line carries
-//! in that time. The shortest round trip is measured again from time to time, with an empty line, because lines change.
-//! Specification: PROTOCOL#asked-for.
+//! Invariant: pure; the caller reports grants, arrivals and the time. The window changes once a round, which ends when
+//! chunks that were granted in it have arrived. It follows the length of their queue in time: the round trip of the
+//! chunk granted last, minus the shortest round trip. A short queue lets the window grow; a long one shrinks it to the
+//! amount that the line carries in the target time. The shortest round trip is measured again from time to time, with
+//! an empty line, because lines change. Specification: PROTOCOL#asked-for.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -15,18 +15,19 @@ pub const FIRST: u32 = 2;
 pub const QUEUE: Duration = Duration::from_millis(150);
 /// The longest queue that does not shrink the window.
 pub const LONGEST_QUEUE: Duration = Duration::from_millis(300);
-/// The shortest round trip is measured again after this time, which costs about one round trip.
+/// The shortest round trip is measured again after this time; the measurement costs about one round trip.
 const REFRESH: Duration = Duration::from_secs(10);
 
 /// The chunks in flight of one transfer, and their limit.
 #[derive(Default)]
 pub struct Window {
-    /// The current limit, at most `limit`.
+    /// The most chunks in flight now, at most `limit`.
     size: u32,
     limit: u32,
+    /// The number of chunks granted, and arrived, so far.
     granted: u64,
     arrived: u64,
-    /// Grants with chunks in flight.
+    /// Grants with chunks in flight, the oldest first.
     grants: VecDeque<Granted>,
     /// The shortest round trip, and when it was last measured.
     base: Option<(Duration, Instant)>,
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn window_begins_small_and_grows_no_further_than_it_is_used() {
+    fn window_begins_small_and_grows_only_as_it_is_used() {
         assert_eq!([1, 2, 8].map(|sharing| Window::new(LIMIT, sharing).room()), [FIRST, 1, 1]);
         let (mut window, now) = (Window::new(LIMIT, 1), Instant::now());
         for _ in 0..100 {
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn window_takes_no_chunk_that_was_not_granted() {
+    fn chunk_that_was_not_granted_is_refused() {
         let (mut window, now) = (Window::new(LIMIT, 1), Instant::now());
         assert!(!window.arrive(1, now));
         window.grant(2, now);

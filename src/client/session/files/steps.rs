@@ -98,11 +98,11 @@ impl Files {
             Step::Failed { here, .. } if matches!(transfer.state, State::Copying) => {
                 self.step(cx, number, Step::Copied(Err(here)));
             }
-            Step::Failed { here, there, goes_on } => {
-                let again = goes_on && matches!(transfer.state, State::Moving(1..));
+            Step::Failed { here, there, can_resume } => {
+                let again = can_resume && matches!(transfer.state, State::Moving(1..));
                 let again = if again { "; it resumes when it is offered again" } else { "" };
                 let label = transfer.label();
-                self.end_transfer(cx, number, !goes_on, Some(there));
+                self.end_transfer(cx, number, !can_resume, Some(there));
                 cx.problem(format!("{label}: {}{again}", sanitise(&here)));
             }
         }
