@@ -1,7 +1,7 @@
 //! The recipients of a message: one type from the typed command to the signed scope, the view and the history.
 //!
-//! Invariant: a room is its members, in one form for everyone: there is no other state of it, so nobody can change who
-//! is in it. Specification: PROTOCOL#members.
+//! Invariant: a room is the set of its members, in one form for everyone. It has no other state, so nobody can change
+//! its members. Specification: PROTOCOL#members.
 
 use crate::crypto::envelope::{Header, Kind, MAX_MEMBERS, Scope};
 use crate::encoding::{Text, text};
@@ -91,7 +91,7 @@ impl Audience {
         }
     }
 
-    /// The names of the recipients; none for everyone.
+    /// The names of the recipients; empty for everyone.
     pub fn recipients(&self) -> &[Username] {
         match self {
             Audience::Everyone => &[],

@@ -23,7 +23,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Gives the old and the new password. Called on a thread: reading them may take long.
+/// Returns the old and the new password. Called on its own thread, because reading them may take long.
 pub type Passwords = Box<dyn FnOnce() -> Result<(Password, Password), StartError> + Send>;
 
 /// A front end: the full screen, or plain mode.
@@ -51,7 +51,7 @@ pub fn drive(session: &mut Session, backend: &Backend, front: &mut impl Front, e
     None
 }
 
-/// See the module.
+/// What performs the actions of one session.
 pub struct Backend {
     me: Username,
     options: Options,
@@ -110,7 +110,7 @@ impl Backend {
             Action::MakeSessionKey => {
                 let inbox = self.inbox.clone();
                 let make = move || _ = inbox.report(Event::NewKey(Box::new(SessionKey::generate())));
-                // Without a thread there is no key now; the session requests it again in ten minutes.
+                // If no thread starts, the session requests the key again in ten minutes.
                 let _ = spawn("key", make);
             }
             Action::MakeMailboxKey => {
@@ -121,11 +121,8 @@ impl Backend {
             }
             Action::Hold(holds) => self.inbox.hold(holds),
             Action::ChangePassword(file) => {
-                let changed = |outcome| Event::PasswordChanged(outcome);
-                let started = self.change_password(front.passwords(file));
-                return started
-                    .err()
-                    .map(|error| changed(Err(ChangeError::Refused(StartError::Disk(error)))));
+                let error = self.change_password(front.passwords(file)).err()?;
+                return Some(Event::PasswordChanged(Err(ChangeError::Refused(StartError::Disk(error)))));
             }
         }
         None
@@ -148,7 +145,8 @@ impl Backend {
         self.link.end();
     }
 
-    /// Ends the connection when everything queued is sent; soon, if the exit does not wait.
+    /// Waits until everything queued is sent, then ends the connection; waits only for a moment if the exit does not
+    /// wait.
     pub fn finish(self, exit: &Exit) {
         if !exit.waits {
             // Otherwise other users see us online until the grace period ends.

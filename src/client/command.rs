@@ -1,6 +1,6 @@
 //! Parses typed lines.
 //!
-//! Invariant: every line is exactly one [`Command`] or refused; a line that looks like a command and is not one is
+//! Invariant: every line is exactly one [`Command`] or is refused. A line that looks like a command and is not one is
 //! never sent as a message. The visible text decides, not the bytes: see [`parse`].
 
 use super::terminal::input::{Key, keys};
@@ -25,7 +25,7 @@ pub enum Command {
     Mouse,
     /// Lists online users and how well their keys are known; with `true`, known absent users too.
     Users(bool),
-    /// Shows this number of last messages.
+    /// Shows the last messages, this number of them.
     History(usize),
     /// Shows the messages that contain this text.
     Search(String),
@@ -57,9 +57,9 @@ pub enum Command {
     Cancel(Option<u32>),
     /// Lists offers and transfers with their numbers.
     Files,
-    /// Changes the password: in plain mode to that in this file; `None` in the full screen, which asks.
+    /// Changes the password: to the one in this file, or `None` to ask, which only the full screen can.
     Password(Option<String>),
-    /// Opens the user's editor on this text; what it leaves becomes the line.
+    /// Opens the user's editor with this text; the edited text becomes the line.
     Edit(String),
     /// An empty line.
     Nothing,
@@ -88,13 +88,13 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Whether `/help` without a name lists it: another line explains the others.
+    /// Whether `/help` without a name lists it; the lines of other commands explain the rest.
     pub fn is_listed(&self) -> bool {
         !["unignore", "/"].contains(&self.name)
     }
 }
 
-/// Takes the words of a command. Words that it leaves are an error.
+/// Parses the words after a command's name. Words that it does not consume are an error.
 type Parse = fn(&mut Words<'_>) -> Result<Command, Wrong>;
 
 /// All commands, as `/help` lists them.
@@ -193,14 +193,14 @@ enum Wrong {
 struct Words<'a>(&'a str);
 
 impl<'a> Words<'a> {
-    /// The next word.
+    /// The next word, if there is one.
     fn next(&mut self) -> Option<&'a str> {
         let (word, rest) = split(self.0.trim_start());
         self.0 = rest;
         (!word.is_empty()).then_some(word)
     }
 
-    /// The rest of the line.
+    /// The rest of the line; `None` if it is blank.
     fn rest(&mut self) -> Option<&'a str> {
         let rest = std::mem::take(&mut self.0).trim_start();
         (!rest.is_empty()).then_some(rest)
@@ -301,7 +301,7 @@ const STROKES: &[char] = &[
 /// Characters that look like a backslash. They also begin ordinary texts, so they count only before a command's name.
 const BACKSLASHES: &[char] = &['\\', '\u{2216}', '\u{27cd}', '\u{29f5}', '\u{29f9}', '\u{fe68}', '\u{ff3c}'];
 
-/// Entries that `/history` shows without a number.
+/// The messages that `/history` shows without a number: about a screen.
 pub const HISTORY: usize = 20;
 
 /// Parses one line, from either front end. A line that begins with a slash is a command. Any other line whose first
@@ -350,8 +350,8 @@ fn is_visible(c: char) -> bool {
     SOLIDI.contains(&c) || BACKSLASHES.contains(&c) || !is_blank(c)
 }
 
-/// Whether a character surely has a shape of its own. Fonts decide what private-use, unassigned and description
-/// characters look like, and signs of format depend on what follows.
+/// Whether a character certainly has a shape of its own. Fonts decide what private-use, unassigned and description
+/// characters look like, and format characters depend on what follows.
 fn is_known(c: char) -> bool {
     let is_format = matches!(c, '\u{600}'..='\u{605}' | '\u{6dd}' | '\u{70f}' | '\u{890}' | '\u{891}' | '\u{8e2}'
         | '\u{2ff0}'..='\u{2fff}' | '\u{110bd}' | '\u{110cd}');
@@ -449,7 +449,7 @@ mod tests {
     #[test]
     fn command_list_fits_a_screen_of_80_by_24() {
         let listed = COMMANDS.iter().filter(|usage| usage.is_listed()).count();
-        assert!(listed < 22, "with a last line about all others, above status and input");
+        assert!(listed < 22, "a last line about the rest, the status and the input need room");
         for usage in COMMANDS {
             // The time and a mark precede the line.
             let line = format!("14:05 * {:<20} {}", usage.usage, usage.explanation);
@@ -650,7 +650,7 @@ mod tests {
     }
 
     #[test]
-    fn no_invisible_character_turns_a_command_into_text() {
+    fn invisible_character_never_turns_a_command_into_text() {
         // Unicode's Default_Ignorable_Code_Point, controls, blanks, and other characters known to be invisible.
         let ranges = [
             (0, 0x20),

@@ -1,7 +1,7 @@
 //! A long message, written in the user's own editor. Specification: MANUAL#long-messages.
 //!
 //! Invariant: while the editor runs, the text is in a private folder of its own. After that, the folder is removed with
-//! everything in it, unless it has a text that the client cannot take: that stays, and the user is told where.
+//! everything in it. Only a text that the client cannot send stays, and the error names its path.
 
 use super::terminal::editor::MAX_LINE;
 use crate::crypto::secret::random;
@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::{fs, io};
 
-/// How the names of these folders begin.
+/// The beginning of the names of these folders.
 const FOLDER: &str = "edit-";
 /// The longest file that is read, in bytes: line ends may have two characters.
 const MAX_FILE: usize = 2 * MAX_LINE;
@@ -29,7 +29,7 @@ pub fn editor() -> Result<String, String> {
 /// Runs `editor` on a text that begins with `start`, and waits for its end. `data` is the data folder.
 ///
 /// # Errors
-/// For the user: why there is no text to send, and where it is if it could not be taken.
+/// For the user: why there is no text to send, and where a text is that the client could not take.
 pub fn compose(data: &Path, editor: &str, start: &str) -> Result<String, String> {
     let folder = data.join(format!("{FOLDER}{}", hex(&random::<8>())));
     let path = folder.join("message.txt");
@@ -50,21 +50,21 @@ pub fn compose(data: &Path, editor: &str, start: &str) -> Result<String, String>
     }
 }
 
-/// Through the shell, as other programs do: the variable may contain arguments. The shell waits for an editor that
-/// Ctrl-C does not end.
+/// Runs the editor through the shell, as other programs do, because the variable may contain arguments. Ctrl-C does
+/// not end the shell, which waits for the editor.
 fn run(editor: &str, path: &Path) -> Result<(), String> {
     let failed = |why: String| format!("the editor {editor} failed ({why})");
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(format!("trap : INT QUIT; {editor} \"$@\"")).arg(editor).arg(path);
     match shell.status().map_err(|error| failed(disk::reason(&error)))? {
         status if status.success() => Ok(()),
-        // POSIX, sh: exit status for commands.
+        // The shell's exit status for a missing command (POSIX, section 2.8.2).
         status if status.code() == Some(127) => Err(failed("no such command".into())),
         status => Err(failed(status.to_string())),
     }
 }
 
-/// The text, without byte order mark, with one kind of line end, and without those at its end.
+/// The text without a byte order mark and without trailing line ends; all other line ends become `\n`.
 fn taken(left: io::Result<Vec<u8>>) -> Result<String, String> {
     let bytes = left.map_err(|error| error.to_string())?;
     let text = disk::text(&bytes).ok_or("the text is not UTF-8")?;

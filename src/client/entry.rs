@@ -17,9 +17,9 @@ pub enum Place {
     Everyone,
     /// The conversation with these users.
     With(Partners),
-    /// In the view of everyone, and in the conversations with this user: joins and departures.
+    /// The conversation of everyone, and those with this user: for joins and departures.
     About(Username),
-    /// The view that is shown.
+    /// The view that is on the screen now.
     Here,
 }
 
@@ -28,18 +28,18 @@ pub enum Place {
 pub enum SendState {
     /// The server has not answered yet.
     UnderWay,
-    /// The server has accepted it for its recipients, of a broadcast for at least one.
+    /// The server has accepted it for all recipients; a broadcast, for at least one.
     Taken,
     /// The server has accepted it for all recipients, and keeps it for these, who are absent. MANUAL#absent-users.
     Kept(String),
-    /// Only some members of the room received it: how many, and why the others did not.
+    /// The server has accepted it for some members of the room only: how many, and why not for others.
     Partly(String),
     /// Nobody received it, for this reason.
     Failed(String),
 }
 
 impl SendState {
-    /// Why recipients did not receive it, if so.
+    /// Why some or all recipients did not receive it; `None` if all did, or may still.
     pub fn problem(&self) -> Option<&str> {
         match self {
             SendState::UnderWay | SendState::Taken | SendState::Kept(_) => None,
@@ -105,7 +105,7 @@ pub struct Entry {
     pub trust: Option<Trust>,
     /// The number and the state of an own message; `None` for anything else.
     pub sending: Option<(u64, SendState)>,
-    /// Whether it was shown before as accepted, so that only its state is new.
+    /// Whether it was shown before as accepted, so that only its state has changed.
     pub is_update: bool,
     /// The columns that it was last wrapped for, and the rows that it took: a cache that makes scrolling cheap.
     pub wrapped: Cell<(usize, usize)>,
@@ -154,7 +154,7 @@ pub fn away(count: usize) -> String {
     format!("{count} {messages} arrived while you were away")
 }
 
-/// The same with the times of the first and the last of `entries`.
+/// As [`away`], with the times of the first and the last of `entries`.
 pub fn away_with_times(entries: &[Entry]) -> String {
     let times = entries.iter().map(|entry| entry.time);
     let [first, last] =

@@ -1,4 +1,4 @@
-//! Why there is no session, or no new password, in words that say what to do.
+//! Why a login or a password change failed, and what the user can do.
 
 use crate::crypto::key_file::KeyFileError;
 use crate::crypto::public::Fingerprint;
@@ -16,12 +16,12 @@ pub enum StartError {
     Unreachable(String, io::Error),
     /// The server speaks TLS, and this client runs with `--no-tls`.
     SpeaksTls,
-    /// The connection or its TLS handshake failed, as [`Unverified::connect`](crate::wire::tls::Unverified::connect)
-    /// says.
+    /// The connection or its TLS handshake failed; for the kinds of error, see
+    /// [`Unverified::connect`](crate::wire::tls::Unverified::connect).
     Channel(io::Error),
-    /// Nobody has vouched for the key of `host:port`, which has this fingerprint.
+    /// The key of `host:port`, with this fingerprint, is not known.
     UnknownServer(String, Fingerprint),
-    /// The user does not vouch for the key of `host:port`.
+    /// The user has not accepted the key of `host:port`.
     Declined(String),
     /// The damaged record that was set aside in this file may be that of `host:port`, so the server with this
     /// fingerprint may not be new.
@@ -39,19 +39,19 @@ pub enum StartError {
     Lost(io::Error),
     /// The server sent an unexpected message.
     OutOfPlace,
-    /// The server speaks this other version of the protocol; `None` if it did not name it.
+    /// The server speaks another version of the protocol: this one, if it has named it.
     OtherVersion(Option<u32>),
     /// There is no key file for this name at this path.
-    NoKey(Username, std::path::PathBuf),
+    NoKey(Username, PathBuf),
     /// The key file does not open.
     KeyFile(KeyFileError),
     /// A registration: the password does not open the existing key file for the name, at this path.
-    OtherKey(Username, std::path::PathBuf),
+    OtherKey(Username, PathBuf),
     /// A registration: another user has the name.
     NameTaken(Username),
     /// A registration: the password has fewer than 6 characters.
     ShortPassword,
-    /// A registration: the account is created, but the login that followed failed.
+    /// A registration: the account is created, but the login after it failed.
     OnlyMade(Box<StartError>),
     /// The server has refused the name, the password or the key, and does not tell which.
     Login,
@@ -65,7 +65,7 @@ pub enum StartError {
     Locked(Username, u64),
     /// The server's challenge is not safe to answer.
     Auth(Failure),
-    /// This clock is too far from the server's, so certificates would be refused; with advice for the user.
+    /// This machine's clock is too far from the server's, so certificates would be refused; with advice for the user.
     Clock(String),
     /// Any other refusal, with the server's text, sanitised.
     Server(String),
@@ -185,7 +185,7 @@ fn minutes(seconds: u64) -> String {
     }
 }
 
-/// The reason of a failed socket, for users.
+/// The reason of a network error, for users.
 pub fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "there was no answer in time".into(),
@@ -196,7 +196,7 @@ pub fn reason(error: &io::Error) -> String {
     }
 }
 
-/// Why the password is not changed, or may not be changed. `Display` says what to do.
+/// Why the password was not, or may not have been, changed. `Display` says what to do.
 #[derive(Debug)]
 pub enum ChangeError {
     /// The old password does not open the key file.
@@ -205,7 +205,7 @@ pub enum ChangeError {
     Unsettled,
     /// The change was refused: nothing has changed.
     Refused(StartError),
-    /// The server may have changed it.
+    /// The server may have changed it: its answer is missing or unclear.
     Unclear(StartError),
     /// The change is still in progress.
     Unfinished,

@@ -21,17 +21,15 @@ use std::time::{Duration, Instant, SystemTime};
 /// The longest name of a received file, in bytes: with a user's name, a number and `.part`, it stays below the usual
 /// limit of 255.
 const MAX_NAME: usize = 180;
-/// The most files of one name: free numbers are tried one after the other.
+/// The most files of one name, because free numbers are tried one after the other.
 const MAX_NUMBER: u32 = 10_000;
-
-/// The most files of a folder that are searched for parts.
+/// The most files of a folder that are searched for parts, so that a large folder delays no list.
 const MAX_PARTS: usize = 1000;
-
 /// `df` takes milliseconds, unless the file system is on a machine that does not respond.
 const DF_PATIENCE: Duration = Duration::from_secs(5);
-/// How often its end is looked for.
+/// How often to check whether it has ended.
 const DF_STEP: Duration = Duration::from_millis(5);
-/// The most of its output, in bytes, that is read: two lines with a path.
+/// The most bytes of its output that are read: two lines with a path.
 const MAX_DF: u64 = 16 * 1024;
 
 /// Makes another user's file name harmless: the last part of a path, without control, direction or wildcard characters,
@@ -67,7 +65,7 @@ fn split(name: &str) -> (&str, &str) {
     }
 }
 
-/// Whether some systems take a name for a device, whatever its extension.
+/// Whether some systems treat a name as a device, whatever its extension.
 fn is_device(stem: &str) -> bool {
     let first = stem.split('.').next().unwrap_or_default().trim_end().to_ascii_uppercase();
     let numbered = |kind| first.strip_prefix(kind).is_some_and(|n| matches!(n.as_bytes(), [b'0'..=b'9']));
@@ -105,7 +103,7 @@ impl Source {
         if !facts.is_file() {
             return Err("it is not a regular file".into());
         }
-        // Files of /proc claim to be empty, and are not.
+        // Files of /proc have length 0, and content.
         if facts.len() == 0 && file.read_at(&mut [0], 0).is_ok_and(|count| count > 0) {
             return Err("it is not a regular file".into());
         }
@@ -153,7 +151,7 @@ impl Source {
             let copy = disk::create_new(&part)?;
             claim(&copy, &part).map_err(disk::at(&part)).map(|()| (part, copy))
         };
-        // Retry if a sweep has removed it before it was locked; ten times in a row has another cause.
+        // Retry if a sweep has removed it before it was locked. Ten failures in a row have another cause.
         let (part, mut copy) = (1..10).find_map(|_| made().ok()).map_or_else(made, Ok)?;
         let copied = (|| {
             let mut from = &self.file;
@@ -174,7 +172,7 @@ fn sweep(folder: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()).filter(|path| part_of(path).is_some()) {
         let Ok(part) = part_options().open(&path) else { continue };
-        // It stays locked until it is removed.
+        // The lock is held until the file is removed.
         if part.try_lock().is_ok() && claim(&part, &path).is_ok() {
             let _ = fs::remove_file(&path);
         }
@@ -220,7 +218,7 @@ fn part_path(folder: &Path, person: &Username, sha256: &[u8; 32]) -> PathBuf {
     folder.join(format!("{}_{}.part", person.as_str(), hex(sha256)))
 }
 
-/// The person and the hash of the part at a path; `None` if it is no path of a part.
+/// The person and the hash of the part at a path; `None` if the path is not that of a part.
 fn part_of(path: &Path) -> Option<(Username, [u8; 32])> {
     let (person, hash) = path.file_name()?.to_str()?.strip_suffix(".part")?.rsplit_once('_')?;
     let byte = |at: usize| u8::from_str_radix(hash.get(at..at + 2)?, 16).ok();
@@ -266,7 +264,7 @@ fn output(program: &mut Command, patience: Duration) -> Option<String> {
     let (mut running, end) = (program.spawn().ok()?, Instant::now() + patience);
     while running.try_wait().ok()?.is_none() {
         if Instant::now() >= end {
-            // Not waited for: a program that waits for a disk is killed when the disk responds.
+            // Not waited for: a program that waits for a disk ends only when the disk responds.
             let _ = running.kill();
             return None;
         }
@@ -283,7 +281,7 @@ fn part_options() -> OpenOptions {
     options
 }
 
-/// Locks a part, so that two transfers never write it, and checks that it has not got its final name meanwhile.
+/// Locks a part, so that no two transfers write it, and checks that it does not have its final name already.
 fn claim(file: &File, path: &Path) -> io::Result<()> {
     if !disk::try_lock(file)? {
         return Err(io::Error::new(ErrorKind::WouldBlock, "it is already arriving"));
@@ -310,8 +308,8 @@ impl Part {
         Ok(Part { file, path, hasher: Sha256::new() })
     }
 
-    /// Hashes the complete chunks that exist of a file of `size` bytes and cuts the rest; returns their bytes.
-    /// `go_on` may stop it. PROTOCOL#go-on.
+    /// Hashes the complete chunks that exist of a file of `size` bytes, and removes the bytes after them. Returns the
+    /// length of the chunks. `go_on` may stop it. PROTOCOL#go-on.
     ///
     /// # Errors
     /// With the path in the text; `Interrupted` when `go_on` returns false.
@@ -379,7 +377,7 @@ fn place(part: &Path, folder: &Path, person: &Username, name: &str) -> io::Resul
         disk::sync_parent(&path)?;
         return Ok(path);
     }
-    Err(disk::at(part)(io::Error::other("there are 10,000 files with this name already")))
+    Err(disk::error(part, "there are 10,000 files with this name already"))
 }
 
 #[cfg(test)]
@@ -488,7 +486,7 @@ mod tests {
 
     /// PROTOCOL#never-over.
     #[test]
-    fn name_of_a_received_file_tells_who_sent_it() {
+    fn received_file_s_name_begins_with_its_sender() {
         let folder = Folder::new();
         for (sender, name, expected) in [("bob", "x_y", "bob~x_y"), ("bob_x", "y", "bob_x~y")] {
             let sender = sender.parse().expect("name");

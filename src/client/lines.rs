@@ -1,7 +1,7 @@
 //! The queue of lines that were typed, or read by plain mode, until the session takes them.
 //!
-//! Invariant: the session takes them in order; plain mode reads ahead only a limited number of lines, to see the end of
-//! the input, so a long script does not fill the memory.
+//! Invariant: the session takes the lines in order. Plain mode reads ahead, to see the end of its input, but only a
+//! limited number of lines, so a long script does not fill the memory.
 
 use super::command::{Command, is_exit, parse};
 use super::session::{Event, NotText, Session};
@@ -13,10 +13,10 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 /// A line, or the reason why it is not text.
 pub type Typed = Result<String, NotText>;
 
-/// Lines that plain mode reads ahead.
+/// The most lines that plain mode reads ahead.
 const AHEAD: usize = 256;
 
-/// See the module.
+/// The waiting lines.
 #[derive(Default)]
 pub struct Lines {
     /// The source of more lines in plain mode.
@@ -71,8 +71,8 @@ impl Lines {
         if session.takes_lines() { self.take(session.is_settled()) } else { None }
     }
 
-    /// In plain mode, a line that is answered at once waits for the answers to the lines before it, or it would
-    /// overtake them. At the end, the session itself waits for them.
+    /// The next line. In plain mode, a line with an immediate answer waits for the answers to the lines before it,
+    /// which it would overtake. At the end, the session itself waits for them.
     fn take(&mut self, is_settled: bool) -> Option<Event> {
         self.look_ahead();
         let overtakes = |line: &Typed| self.input.is_some() && !is_settled && !is_unanswered(line);
@@ -97,16 +97,17 @@ impl Lines {
                 self.taken + 1
             ));
         }
-        let what = match self.waiting().filter(|line| !is_exit(line)).count() {
+        let unsent: Vec<&str> = self.waiting().filter(|line| !is_exit(line)).collect();
+        let what = match unsent.len() {
             0 => return None,
             1 => "1 line that you had typed was".into(),
             count => format!("{count} lines that you had typed were"),
         };
-        Some(format!("{what} not sent: {}", all_quoted(self.waiting().filter(|line| !is_exit(line)))))
+        Some(format!("{what} not sent: {}", all_quoted(unsent.into_iter())))
     }
 }
 
-/// Whether a line is answered when the server has taken it, or not at all.
+/// Whether a line has no immediate answer: the server's answer follows, or none.
 fn is_unanswered(line: &Typed) -> bool {
     let Ok(line) = line else { return false };
     line.len() <= MAX_TEXT && matches!(parse(line), Ok(Command::Say(_) | Command::Nothing | Command::Exit))
@@ -124,7 +125,7 @@ mod tests {
         let say = |line: &str| input.send(Ok(line.into())).expect("read");
         say("/msg bob one");
         say("two");
-        assert!(lines.take(false).is_none(), "it waits for what was said before it");
+        assert!(lines.take(false).is_none(), "it waits for the answers to earlier lines");
         assert!(!lines.end());
         say("/exit");
         assert!(lines.end());
@@ -134,7 +135,7 @@ mod tests {
         say("/msg bob three");
         drop(input);
         assert!(lines.end());
-        let told = lines.unsent().expect("one was not sent");
-        assert_eq!(told, "line 4 of the input (\"/msg bob three\") and any after it were not sent");
+        let report = lines.unsent().expect("one was not sent");
+        assert_eq!(report, "line 4 of the input (\"/msg bob three\") and any after it were not sent");
     }
 }

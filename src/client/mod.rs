@@ -1,7 +1,7 @@
 //! The client: keys, lines and the network's events → one owner of all state ([`session`]) → a pure view on the
 //! terminal, or lines.
 //!
-//! Invariant: everything from the server is hostile until checked; both front ends ([`screen`] and [`plain`]) show the
+//! Invariant: everything from the server is hostile until checked. Both front ends ([`screen`] and [`plain`]) show the
 //! same entries of the same session, and use the same `backend`.
 //!
 #![doc = include_str!("MANUAL.md")]
@@ -73,21 +73,21 @@ pub fn run(options: &Options) -> u8 {
     })
 }
 
-/// In the folder `mailbox`. Backup programs that know the convention then leave its keys out.
+/// A file in the folder `mailbox`: backup programs that know this convention leave the folder out.
 const CACHE_TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
     # Do not back up this folder: a copy of an erased mailbox key could still open the messages that waited for it.\n";
 
-/// Makes the folders, and closes private files to other users; returns one sentence for each.
+/// Makes the folders, and closes private files to other users; returns a sentence for each closed file.
 fn prepare(options: &Options) -> Result<Vec<String>, StartError> {
     let folders = ["keys", "files", "files/received", "files/sent"];
-    // Without its option, a folder does not exist, and does not show that the data folder is ours.
+    // Separately: these may be missing from a data folder that is ours, because they exist only with their option.
     let optional = [options.keep_history.then_some("history"), options.mail.then_some("mailbox")];
     let optional: Vec<_> = optional.into_iter().flatten().collect();
     for folders in [&folders[..], &optional] {
         disk::private_folders(&options.data_dir, folders).map_err(StartError::Disk)?;
     }
     if options.mail {
-        // It exists, or the keys are backed up.
+        // A failure is ignored: the file exists already, or backups contain the keys.
         let _ = disk::write_new(&options.data_dir.join("mailbox/CACHEDIR.TAG"), CACHE_TAG);
     }
     // The user's own folder may contain other files.
@@ -99,10 +99,10 @@ fn prepare(options: &Options) -> Result<Vec<String>, StartError> {
     Ok(closed)
 }
 
-/// The memory of other users, and notices about its files.
+/// Remembered and ignored users, and notices about their files.
 type Memory = (TrustStore, Ignored, Vec<String>);
 
-/// Reads the memory before a login, which would end an older session in vain if a file is damaged.
+/// Reads the memory before the login: with a damaged file, the login would end an older session in vain.
 fn read_memory(options: &Options) -> Result<Memory, StartError> {
     let (notices, folder, server) = (prepare(options)?, &options.data_dir, options.server());
     let trust = TrustStore::open(folder, &server).map_err(StartError::Disk)?;
@@ -110,7 +110,7 @@ fn read_memory(options: &Options) -> Result<Memory, StartError> {
     Ok((trust, ignored, notices))
 }
 
-/// The mailbox file of the account. Mail is not worth a refused login: what fails is reported in `notices`.
+/// The mailbox file of the account. A failure does not stop the login, but is reported in `notices`.
 fn mailbox(options: &Options, credentials: &Credentials, notices: &mut Vec<String>) -> MailboxFile {
     let mut mailbox = MailboxFile::new(options, &credentials.name, &credentials.identity);
     if let Err(error) = mailbox.load(notices) {
@@ -178,7 +178,7 @@ fn run_screen(options: &Options) -> Result<u8, StartError> {
     let (connection, login) = match asked {
         Ok(Some(login)) => login,
         Ok(None) => return Ok(0),
-        // The terminal is gone, and the user with it.
+        // The terminal was closed: there is nobody to report this to.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
         Err(error) => return Err(StartError::Disk(error)),
     };
@@ -209,7 +209,6 @@ fn print_last(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::options::Request;
     use crate::crypto::secret::random;
     use crate::encoding::hex;
     use std::fs::{self, Permissions};
@@ -220,10 +219,7 @@ mod tests {
         let root = std::env::temp_dir().join(format!("client-{}", hex(&random::<8>())));
         let prepared = |words: &[&str]| {
             let words = [&["--data-dir", root.to_str().expect("UTF-8")], words].concat();
-            match options::parse(words.iter().map(|&word| word.into())) {
-                Ok(Request::Run(options)) => prepare(&options).expect("prepared"),
-                _ => panic!("options"),
-            }
+            prepare(&Options::of(&words)).expect("prepared")
         };
         let (folder, tag) = (root.join("mailbox"), root.join("mailbox/CACHEDIR.TAG"));
         let mode = |path: &std::path::Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;

@@ -1,6 +1,6 @@
 //! Reads a password from the first line of a file that other users must not be able to read.
 //!
-//! Invariant: every buffer with the password is wiped, and no file is read further than the longest password.
+//! Invariant: every buffer with the password is wiped, and at most 1,025 bytes of a file are read.
 
 use super::error::StartError;
 use crate::crypto::secret::Password;
@@ -14,7 +14,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// The longest password in a file, in bytes; limits the damage of a wrong path.
+/// The longest password in a file, in bytes: limits what is read at a wrong path.
 const MAX_PASSWORD: u64 = 1024;
 /// A pipe may come from a password manager that asks its user first.
 const PASSWORD_PATIENCE: Duration = Duration::from_secs(30);
@@ -75,12 +75,12 @@ fn first_line(path: &Path) -> Result<Password, String> {
 mod tests {
     use super::*;
     use crate::crypto::secret::random;
+    use crate::encoding::hex;
     use std::fs;
 
     #[test]
     fn unusable_password_file_is_reported_with_the_fault() {
-        let name: String = random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
-        let folder = std::env::temp_dir().join(format!("password-{name}"));
+        let folder = std::env::temp_dir().join(format!("password-{}", hex(&random::<8>())));
         fs::create_dir(&folder).expect("a folder");
         let path = folder.join("file");
         let read = |path: &Path| read_within(path, Duration::from_secs(60));

@@ -13,15 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-/// The most files of a folder that are read.
+/// The most files of a folder that are read for completions.
 const MAX_LISTED: usize = 10_000;
 /// A user who presses Tab waits this long: a folder may be on a machine that does not respond.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Blanks around a path, which are ignored.
 const BLANKS: [char; 4] = [' ', '\t', '\r', '\n'];
 
-/// The path that a user typed. If a text names no file by these rules, but one as it is, with or without the blanks
-/// around it, that file is meant.
+/// The path that a user typed, by the rules of MANUAL#typed-path. If no such file exists, but one with exactly the
+/// typed name, with or without the blanks around it, that file is meant.
 ///
 /// # Errors
 /// Why the text names no file of this machine.
@@ -42,7 +42,7 @@ pub fn meant_path(typed: &str) -> Result<PathBuf, String> {
     problem.map_or_else(|| Ok(at_home(&bytes)), Err)
 }
 
-/// With the home folder in place of a leading `~`.
+/// The path, with the home folder in place of a leading `~`.
 fn at_home(path: &[u8]) -> PathBuf {
     let as_path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
     let below = path.strip_prefix(b"~/").or((path == b"~").then_some(b""));
@@ -50,7 +50,7 @@ fn at_home(path: &[u8]) -> PathBuf {
     home.unwrap_or_else(|| as_path(path))
 }
 
-/// The meaning of a text.
+/// The result of reading a text.
 struct Read {
     bytes: Vec<u8>,
     /// Where the trailing blanks begin.
@@ -59,7 +59,7 @@ struct Read {
     problem: Option<String>,
 }
 
-/// MANUAL#typed-path.
+/// Reads a text by the rules. MANUAL#typed-path.
 fn read(typed: &str) -> Read {
     let mut rest = typed.trim_start_matches(BLANKS);
     if let Some(read) = url(rest.trim_end_matches(BLANKS)) {
@@ -192,7 +192,7 @@ pub fn quick_completions(typed: &str) -> Vec<String> {
     within(PATIENCE, move || completions(&typed)).unwrap_or_default()
 }
 
-/// The result of `work` within `patience`; it ends on its own thread.
+/// The result of `work` on its own thread; `None` if it takes longer than `patience`.
 fn within<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, result) = sync_channel(1);
     spawn("path", move || _ = done.send(work())).ok()?;
@@ -218,7 +218,7 @@ fn completions(typed: &str) -> Vec<String> {
                 name.as_bytes().starts_with(begun) && !(name.as_bytes().starts_with(b".") && begun.is_empty())
             })
             .map(|entry| {
-                // Looks up the targets of links alone: doing so for each file is slow in a folder on another machine.
+                // Look up only the targets of links: a look-up for each file is slow in a folder on another machine.
                 let is_folder = |kind: FileType| kind.is_dir() || kind.is_symlink() && entry.path().is_dir();
                 let end: &[u8] = if entry.file_type().is_ok_and(is_folder) { b"/" } else { b"" };
                 [folder, entry.file_name().as_bytes(), end].concat()

@@ -1,6 +1,6 @@
 //! Plain mode: typed lines in, one line for each event out, no escape sequences.
 //!
-//! Invariant: it never asks; each line is flushed; output without a reader delays the session, and never the network.
+//! Invariant: plain mode never asks, and flushes each line. An unread output delays the session, but not the network.
 
 use super::backend::{Backend, Front, Passwords, drive};
 use super::entry::{self, Entry, SendState, Source};
@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-/// Lines that the input's thread may be ahead.
+/// The most lines between the input's thread and the loop; the loop itself reads ahead.
 const QUEUE: usize = 16;
 /// The session gets the time at least this often: deadlines are met to the second.
 const TICK: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ pub fn run(
     options: &Options,
     greeting: &str,
 ) -> io::Result<Exit> {
-    // One waiting wake-up is enough.
+    // One pending wake-up is enough.
     let (wake, waking) = sync_channel(1);
     let (lines, typed) = sync_channel(QUEUE);
     let printer = Printer::start(options.times)?;
@@ -77,7 +77,7 @@ struct Plain {
     printer: Printer,
     times: bool,
     password_file: Option<PathBuf>,
-    /// Whether mail may not be printed yet.
+    /// Whether mail is being printed: the session is notified when that is done.
     prints_mail: bool,
 }
 
@@ -135,7 +135,7 @@ impl Plain {
 impl Front for Plain {
     fn display(&mut self, display: Display) -> Option<Event> {
         match display {
-            // Shown when the server has taken it.
+            // Printed when the server has accepted it.
             Display::Entry(Entry { sending: Some((_, SendState::UnderWay)), .. }) => {}
             Display::Entry(entry) if entry.source == Source::Recalled && !self.times => {
                 self.printer.print(format!("* {} {}", clock::date_minute(entry.time), entry.text));
@@ -168,7 +168,7 @@ impl Front for Plain {
         None
     }
 
-    /// The old password is in the file of the options.
+    /// The old password is in the file of `--password-file`.
     fn passwords(&mut self, file: Option<String>) -> Passwords {
         let old = self.password_file.clone();
         Box::new(move || {
@@ -182,7 +182,7 @@ impl Front for Plain {
     }
 }
 
-/// Reads lines. A longer one is cut at a length that the session refuses.
+/// Reads lines. A line of more than 64 KiB is cut there, which the session still refuses as too long.
 fn read_lines(lines: SyncSender<Typed>, wake: &SyncSender<()>) {
     let mut input = io::stdin().lock();
     let limit = MAX_TEXT as u64 * 2;

@@ -1,7 +1,7 @@
 //! Prints the lines of plain mode on a thread of its own.
 //!
-//! Invariant: no line is lost, and the waiting lines are limited: when much waits for a reader of the output, the
-//! session waits too, until there is room, the output fails, or the process is to stop.
+//! Invariant: no line is lost before the output fails, and the waiting lines are limited: at a mebibyte, the session
+//! waits until there is room, the output fails, or the process is to stop.
 
 use super::terminal::charset;
 use crate::clock;
@@ -13,10 +13,10 @@ use std::time::Duration;
 
 /// The most bytes that wait for a reader of the output.
 const MAX_WAITING: usize = 1024 * 1024;
-/// The time to read waiting lines after a signal.
+/// The time to print waiting lines after a signal.
 const HURRIED: Duration = Duration::from_secs(1);
 
-/// See the module. Clones share one output.
+/// Prints lines. Clones share one output.
 #[derive(Clone)]
 pub struct Printer {
     shared: Arc<Shared>,
@@ -36,7 +36,7 @@ struct Waiting {
     /// Whether the thread is writing.
     writing: bool,
     failed: Option<io::Error>,
-    /// The signal after which nobody waits for the output.
+    /// The signal that has ended all waits for the output.
     stopped: Option<i32>,
 }
 
@@ -57,7 +57,7 @@ impl Printer {
             let mut waiting = self.wait_while(|waiting| waiting.lines.is_empty());
             let lines = take(&mut waiting.lines);
             waiting.writing = true;
-            // There is room again.
+            // Wake a sender that waits for room.
             self.shared.changed.notify_all();
             drop(waiting);
             let written = out.write_all(&lines).and_then(|()| out.flush());
@@ -76,7 +76,7 @@ impl Printer {
         waited.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Prints one line with the present time, and waits for room.
+    /// Prints one line with the current time, and waits for room.
     pub fn print(&self, line: String) {
         self.print_at(clock::now_ms(), line);
     }
@@ -108,7 +108,7 @@ impl Printer {
         lock(&self.shared.waiting).stopped
     }
 
-    /// Whether nothing can be printed any more.
+    /// Whether the output has failed.
     pub fn has_failed(&self) -> bool {
         lock(&self.shared.waiting).failed.is_some()
     }
@@ -119,7 +119,7 @@ impl Printer {
         !waiting.writing && waiting.lines.is_empty() && waiting.failed.is_none()
     }
 
-    /// Waits until everything is printed, or for a second when the process is to stop.
+    /// Waits until everything is printed, but only for a second after a signal.
     ///
     /// # Errors
     /// The output's.
@@ -168,8 +168,8 @@ mod tests {
         let count = 3 * MAX_WAITING / line.len();
         thread::scope(|scope| {
             let session = scope.spawn(|| (0..count).for_each(|n| printer.print(format!("{n} {line}"))));
-            let full = |waiting: &Waiting| waiting.lines.len() < MAX_WAITING;
-            drop(printer.wait_while(full));
+            let has_room = |waiting: &Waiting| waiting.lines.len() < MAX_WAITING;
+            drop(printer.wait_while(has_room));
             assert!(!session.is_finished());
             (0..count).for_each(|_| _ = go.send(()));
         });

@@ -16,7 +16,7 @@ const MAX_MARKS: usize = 4;
 const MAX_CLUSTER: usize = 8;
 /// The most lines of one message with their own rows: more would push other messages off the screen.
 const MAX_LINES: usize = 100;
-/// The longest reason of another user that is shown, in characters.
+/// The longest reason from a peer or the server that is shown, in characters: about two sentences.
 const MAX_REASON: usize = 200;
 /// The longest link, in bytes: terminals accept little more.
 const MAX_LINK: usize = 2000;
@@ -44,8 +44,7 @@ pub fn sanitise(text: &str) -> String {
     clean
 }
 
-/// As [`sanitise`], but keeps the first line breaks: for messages, whose lines the screen shows below each other,
-/// indented.
+/// As [`sanitise`], but keeps the first 99 line breaks: the screen shows the lines of a message below each other.
 pub fn sanitise_lines(text: &str) -> String {
     let text = text.replace("\r\n", "\n");
     text.splitn(MAX_LINES, '\n').map(sanitise).collect::<Vec<_>>().join("\n")
@@ -85,11 +84,12 @@ pub fn is_blank(c: char) -> bool {
 /// Texts whose width differs between terminals, with their columns in one that joins nothing, and in others.
 pub const SAMPLES: [(&str, usize, usize); 4] =
     [("👩\u{200d}🚀", 4, 2), ("👍\u{1f3fd}", 4, 2), ("☺\u{fe0f}", 2, 1), ("…", 1, 2)];
+/// The bits of the samples in [`OTHERS`], in their order.
 const JOINED: u8 = 1;
 const TONED: u8 = 2;
 const UNSTYLED: u8 = 4;
 const AMBIGUOUS: u8 = 8;
-/// Bits of [`SAMPLES`] that this terminal joins. Measured once: every width depends on it.
+/// The samples for which this terminal uses the other number of columns. Measured once: every width depends on it.
 static OTHERS: AtomicU8 = AtomicU8::new(0);
 
 /// Records the columns that the terminal uses for a sample; true if that changes widths.
@@ -249,10 +249,11 @@ pub fn all_mentions(text: &str) -> impl Iterator<Item = Range<usize>> {
     text.match_indices('@').filter_map(move |(at, _)| {
         let name = &text[at + 1..];
         let length = name.find(|c| !in_name(c)).unwrap_or(name.len());
-        let goes_on = |c: char| {
+        let continues = |c: char| {
             c == char::REPLACEMENT_CHARACTER || columns(c) == 0 || (c.is_alphanumeric() && columns(c) == 1)
         };
-        let alone = !text[..at].ends_with(|c| in_name(c) || c == '/') && !name[length..].starts_with(goes_on);
+        let alone =
+            !text[..at].ends_with(|c| in_name(c) || c == '/') && !name[length..].starts_with(continues);
         while links.next_if(|link| link.end <= at).is_some() {}
         // A link may also begin within the name, as in `@http://`.
         let linked = links.peek().is_some_and(|link| link.start < at + 1 + length);
@@ -317,7 +318,7 @@ pub fn target(link: &str) -> String {
     link.bytes().map(escaped).collect()
 }
 
-/// The beginning of a text from others, sanitised: about a sentence.
+/// The first 200 characters of a text from others, sanitised.
 pub fn shortened(reason: &str) -> String {
     sanitise(&reason.chars().take(MAX_REASON).collect::<String>())
 }
@@ -336,7 +337,6 @@ pub fn seconds(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    /// PROTOCOL#harmless.
     #[test]
     fn folded_texts_ignore_case_and_normal_form() {
         for (one, other) in [
@@ -355,6 +355,7 @@ mod tests {
         assert_ne!(folded("e"), folded("é"));
     }
 
+    /// PROTOCOL#harmless.
     #[test]
     fn control_and_deceptive_characters_are_replaced() {
         assert_eq!(sanitise("a\u{1b}[2J\u{7f}\u{9b}b"), "a\u{fffd}[2J\u{fffd}\u{fffd}b");
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn widths_are_those_of_the_terminal() {
+    fn widths_are_those_of_a_terminal_that_joins_nothing() {
         for (text, columns) in [("", 0), ("abc", 3), ("日本", 4), ("e\u{301}x", 2), ("👍", 2), ("☺️", 2)]
         {
             assert_eq!(width(text), columns, "{text}");
@@ -480,7 +481,7 @@ mod tests {
         assert_eq!(
             (width_as(TONED, "x🏽"), width_as(JOINED, "\u{200d}👩")),
             (3, 2),
-            "there is nothing to join"
+            "a tone or joiner without an emoji before it joins nothing"
         );
         assert!(!measured(0, 4) && !measured(0, 3) && !measured(9, 1), "nothing new or known");
     }
