@@ -27,7 +27,7 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendState {
     /// The server has not answered yet.
-    UnderWay,
+    InFlight,
     /// The server has accepted it for all recipients; a broadcast, for at least one.
     Taken,
     /// The server has accepted it for all recipients, and keeps it for these, who are absent. MANUAL#absent-users.
@@ -42,7 +42,7 @@ impl SendState {
     /// Why some or all recipients did not receive it; `None` if all did, or may still.
     pub fn problem(&self) -> Option<&str> {
         match self {
-            SendState::UnderWay | SendState::Taken | SendState::Kept(_) => None,
+            SendState::InFlight | SendState::Taken | SendState::Kept(_) => None,
             SendState::Partly(why) | SendState::Failed(why) => Some(why),
         }
     }

@@ -136,7 +136,7 @@ impl Front for Plain {
     fn display(&mut self, display: Display) -> Option<Event> {
         match display {
             // Printed when the server has accepted it.
-            Display::Entry(Entry { sending: Some((_, SendState::UnderWay)), .. }) => {}
+            Display::Entry(Entry { sending: Some((_, SendState::InFlight)), .. }) => {}
             Display::Entry(entry) if entry.source == Source::Recalled && !self.times => {
                 self.printer.print(format!("* {} {}", clock::date_minute(entry.time), entry.text));
             }

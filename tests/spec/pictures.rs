@@ -58,7 +58,7 @@ fn chat() -> Vec<Entry> {
             Some(SendState::Taken),
         ),
         notice("dave is online"),
-        said("alice", Audience::Everyone, "the dog it is", Some(SendState::UnderWay)),
+        said("alice", Audience::Everyone, "the dog it is", Some(SendState::InFlight)),
     ]
 }
 

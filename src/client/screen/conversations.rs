@@ -529,8 +529,8 @@ mod tests {
     #[test]
     fn own_message_stays_one_entry_in_every_state() {
         let mut views = Conversations::default();
-        take(&mut views, own(1, SendState::UnderWay, "one"));
-        take(&mut views, own(2, SendState::UnderWay, "two"));
+        take(&mut views, own(1, SendState::InFlight, "one"));
+        take(&mut views, own(2, SendState::InFlight, "two"));
         take(&mut views, own(1, SendState::Taken, "one"));
         take(&mut views, own(2, SendState::Failed("why".into()), "two"));
         take(&mut views, received("bob", "new"));
@@ -540,7 +540,7 @@ mod tests {
         assert_eq!((views.take_failed(|_| true), views.current().entries.len()), (None, 1));
         // Sent from here to another view: shown in both.
         let elsewhere = |state| Entry { place: Place::With(name("bob").into()), ..own(3, state, "three") };
-        take(&mut views, elsewhere(SendState::UnderWay));
+        take(&mut views, elsewhere(SendState::InFlight));
         take(&mut views, elsewhere(SendState::Failed("why".into())));
         let failed =
             |view: &Conversation| view.entries.iter().filter(|entry| entry.number() == Some(3)).count();
@@ -615,7 +615,7 @@ mod tests {
         take(&mut views, known("verified", Trust::Verified));
         take(&mut views, known("known", Trust::Known));
         let answered =
-            Entry { place: Place::With(name("answered").into()), ..own(1, SendState::UnderWay, "hi") };
+            Entry { place: Place::With(name("answered").into()), ..own(1, SendState::InFlight, "hi") };
         take(&mut views, received("answered", "precious"));
         take(&mut views, answered);
         let reports = |views: &Conversations| {

@@ -64,7 +64,7 @@ pub fn rows(entry: &Entry, me: &str, clock: &dyn Fn(u64) -> String, columns: usi
     }
     let (mark, style) = match &entry.sending {
         None => return rows,
-        Some((_, SendState::UnderWay)) => (" …".to_string(), DIM),
+        Some((_, SendState::InFlight)) => (" …".to_string(), DIM),
         Some((_, SendState::Taken)) => (" ✓".to_string(), DIM),
         Some((_, SendState::Kept(waits))) => (format!(" ✓ {waits}"), DIM),
         Some((_, SendState::Partly(why))) => (format!("✓ {why}; Alt-R sends it again"), ALARM),

@@ -460,7 +460,7 @@ mod tests {
                     ..own(SendState::Taken, "in here")
                 },
             ),
-            own(SendState::UnderWay, "one"),
+            own(SendState::InFlight, "one"),
             own(SendState::Taken, &"x".repeat(46)),
             own(SendState::Failed(why.into()), "two"),
         ];
@@ -543,7 +543,7 @@ mod tests {
         entries.push(said(&wide));
         entries.push(said(&wide.replace(' ', "\n")));
         entries.push(entry(Source::Rule, "Monday"));
-        entries.push(Entry { sending: Some((1, SendState::UnderWay)), ..said("one") });
+        entries.push(Entry { sending: Some((1, SendState::InFlight)), ..said("one") });
         entries.push(entry(
             Source::User { from: name(&"a".repeat(32)), to: Audience::Private(name(&"b".repeat(32))) },
             &wide,

@@ -367,7 +367,7 @@ impl Outbox {
         }
         let is_text = message.kind == Kind::Message;
         if is_text {
-            let entry = own_entry(cx, contacts, number, &message, SendState::UnderWay);
+            let entry = own_entry(cx, contacts, number, &message, SendState::InFlight);
             cx.display(Display::Entry(entry));
         }
         let doubtful: Vec<Username> =

@@ -27,7 +27,7 @@ pub struct Record {
 /// Whether an entry is a received message, or an own one that a recipient has got.
 fn is_said(entry: &Entry) -> bool {
     let is_sent =
-        |(_, state): &(u64, SendState)| !matches!(state, SendState::UnderWay | SendState::Failed(_));
+        |(_, state): &(u64, SendState)| !matches!(state, SendState::InFlight | SendState::Failed(_));
     let is_sent = entry.sending.as_ref().is_none_or(is_sent);
     is_sent && matches!(entry.source, Source::User { .. })
 }

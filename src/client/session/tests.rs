@@ -227,7 +227,7 @@ impl Net {
     fn lines(&self, n: usize) -> Vec<String> {
         let told = |entry: &&Entry| {
             !matches!(entry.source, Source::Notice | Source::SafetyNumber)
-                && !matches!(entry.sending, Some((_, SendState::UnderWay)))
+                && !matches!(entry.sending, Some((_, SendState::InFlight)))
         };
         self.shown[n].iter().filter(told).map(Entry::line).collect()
     }
@@ -670,7 +670,7 @@ fn message_is_pending_then_taken_or_failed_and_resent_once() {
         net.shown[0].drain(..).filter_map(|entry| entry.sending).collect()
     };
     net.type_in(0, "/msg bob one");
-    assert_eq!(states(&mut net), [(1, SendState::UnderWay)]);
+    assert_eq!(states(&mut net), [(1, SendState::InFlight)]);
     net.settle();
     assert_eq!(states(&mut net), [(1, SendState::Taken)]);
     // Bob is offline when the server reads the next message.
@@ -681,10 +681,10 @@ fn message_is_pending_then_taken_or_failed_and_resent_once() {
     let why = SendState::Failed("bob is offline: your message was not delivered".into());
     let last = net.shown[0].iter().next_back().expect("it failed");
     assert_eq!(last.line(), "! bob is offline: your message was not delivered (\"two\")");
-    assert_eq!(states(&mut net), [(2, SendState::UnderWay), (2, why)]);
+    assert_eq!(states(&mut net), [(2, SendState::InFlight), (2, why)]);
     net.event(0, Event::Resend(2));
     net.settle();
-    assert_eq!(states(&mut net), [(2, SendState::UnderWay), (2, SendState::Taken)]);
+    assert_eq!(states(&mut net), [(2, SendState::InFlight), (2, SendState::Taken)]);
     // The number of the withheld message is missing, which is reported.
     let gap = "! 1 message from alice is missing";
     assert_eq!(net.lines(1), ["<alice -> bob> one", gap, "<alice -> bob> two"]);
@@ -1743,20 +1743,20 @@ fn resending_reaches_only_members_who_missed_it() {
     let mut net = group();
     net.type_in(0, "zero");
     net.settle();
-    assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
+    assert_eq!(net.states(0), [SendState::InFlight, SendState::Taken]);
     net.away = vec![2];
     net.type_in(0, "one");
     net.settle();
     let partly = SendState::Partly("1 of 2: carol is offline".into());
-    assert_eq!(net.states(0), [SendState::UnderWay, partly.clone()]);
+    assert_eq!(net.states(0), [SendState::InFlight, partly.clone()]);
     assert!(net.sessions[0].can_resend(2) && !net.sessions[0].can_resend(1));
     net.event(0, Event::Resend(2));
     net.settle();
-    assert_eq!(net.states(0), [SendState::UnderWay, partly]);
+    assert_eq!(net.states(0), [SendState::InFlight, partly]);
     net.away.clear();
     net.event(0, Event::Resend(2));
     net.settle();
-    assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
+    assert_eq!(net.states(0), [SendState::InFlight, SendState::Taken]);
     assert!(!net.sessions[0].can_resend(2));
     let line = "<alice -> bob, carol> one";
     let times = |n: usize| net.lines(n).iter().filter(|shown| *shown == line).count();
@@ -1790,7 +1790,7 @@ fn lost_copies_are_reported_by_name_one_after_the_other() {
     assert_eq!(net.states(0), [SendState::Failed(why.into())]);
     net.event(0, Event::Resend(1));
     net.settle();
-    assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
+    assert_eq!(net.states(0), [SendState::InFlight, SendState::Taken]);
     // Both had received it: their clients show it once.
     assert_eq!([1, 2].map(|n| net.lines(n).len()), [1, 1]);
 }
@@ -1997,11 +1997,11 @@ fn numbers_of_a_mailbox_continue_after_a_session() {
         net.type_in(0, &format!("/msg bob {text}"));
     }
     net.settle();
-    assert_eq!(net.states(0), [SendState::UnderWay, SendState::UnderWay, kept("bob"), kept("bob")]);
+    assert_eq!(net.states(0), [SendState::InFlight, SendState::InFlight, kept("bob"), kept("bob")]);
     net.returns(1);
     net.type_in(0, "/msg bob three");
     net.settle();
-    assert_eq!(net.states(0), [SendState::UnderWay, SendState::Taken]);
+    assert_eq!(net.states(0), [SendState::InFlight, SendState::Taken]);
     assert_eq!(net.lines(1), ["<alice -> bob> three"]);
     // Absent again with the same mailbox key, because the client could not replace it.
     net.ends_session(1);
