@@ -122,9 +122,9 @@ fn grant(to: &str, id: TransferId, count: u32) -> ClientMessage {
     ClientMessage::Grant(Grant { peer: name(to), transfer: Fixed(id), count })
 }
 
-/// What a hostile client receives.
+/// An item that the hostile client receives.
 enum Told {
-    /// A text that the honest client sealed for them.
+    /// A text that the honest client sealed for it.
     Word(Kind, String),
     Packet(TransferId, Vec<u8>),
     Message(ServerMessage),
@@ -141,9 +141,9 @@ struct Mallory {
     sequence: u64,
     requests: u64,
     said: usize,
-    /// Received and not yet asked for.
+    /// Received items that no test has taken yet.
     kept: VecDeque<Told>,
-    /// The transfer in progress, and the chunks that the victim has granted and not received.
+    /// The transfer in progress, and the number of chunks that the victim has granted and that are not sent yet.
     credit: (TransferId, u32),
 }
 
@@ -168,7 +168,7 @@ impl Mallory {
         }
     }
 
-    /// The first received item that `take` accepts; waits for it.
+    /// Waits for the first item that `take` accepts, and removes it.
     fn want<T>(&mut self, what: &str, mut take: impl FnMut(&Told) -> Option<T>) -> T {
         let mut at = 0;
         loop {
@@ -261,8 +261,7 @@ impl Mallory {
     }
 
     fn send(&mut self, id: TransferId, payload: &[u8]) {
-        let victim = self.victim.to_string();
-        assert!(self.raw.bytes(&packet(&victim, id, payload)), "the server reads");
+        assert!(self.raw.bytes(&packet(self.victim.as_str(), id, payload)), "the server reads");
     }
 
     /// Sends chunks as they are granted, until the victim cancels.
@@ -291,8 +290,7 @@ impl Mallory {
     }
 
     fn grant(&mut self, id: TransferId, count: u32) {
-        let victim = self.victim.to_string();
-        self.raw.say(&grant(&victim, id, count));
+        self.raw.say(&grant(self.victim.as_str(), id, count));
     }
 
     /// Whether no packet of this transfer has arrived so far.
@@ -302,7 +300,7 @@ impl Mallory {
         !self.kept.iter().any(|told| matches!(told, Told::Packet(heard, _) if *heard == id))
     }
 
-    /// Both still chat, and neither has missed a message.
+    /// Checks that both still chat, and that neither has missed a message.
     fn chat(&mut self, client: &mut Client) {
         self.said += 1;
         let (n, me) = (self.said, self.me.name.clone());
@@ -312,7 +310,7 @@ impl Mallory {
         client.expect(&format!("<{me} -> {}> answer {n}", client.name));
     }
 
-    /// Offers the file; the client shows the offer, accepts it and grants chunks, if there are any.
+    /// Offers the file. The client shows the offer, accepts it and grants chunks, if there are any.
     fn offer(&mut self, client: &mut Client, deal: &Deal) {
         self.tell(Kind::FileOffer, &deal.text());
         client.expect(&format!("* {} offers you a file: ", self.me.name));
@@ -323,7 +321,7 @@ impl Mallory {
         }
     }
 
-    /// Offers the file and sends all chunks: it arrives.
+    /// Offers the file, sends all chunks, and returns the client's line about the complete file.
     fn deliver(&mut self, client: &mut Client, deal: &Deal) -> String {
         self.offer(client, deal);
         let payloads = deal.payloads(&self.session);
@@ -332,7 +330,7 @@ impl Mallory {
         client.expect(&format!(" from {} is complete: ", self.me.name))
     }
 
-    /// Lets the client offer this file; the offer.
+    /// Makes the client offer this file, and returns the offer.
     fn is_offered(&mut self, client: &mut Client, file: &str, content: &[u8]) -> Offer {
         std::fs::write(client.home.path(file), content).expect("written");
         client.say(&format!("/sendfile {} {file}", self.me.name));
@@ -389,9 +387,10 @@ fn elsewhere(client: &Client) -> BTreeSet<PathBuf> {
 }
 
 const REFUSED: &str = "! refused a message that claims to come from mallory: ";
+/// Seven chunks in two groups; the last chunk has 100 bytes.
 const SEVEN: usize = 6 * CHUNK + 100;
 
-/// Alice offers bob a file, who takes it.
+/// Alice offers bob a file, and he accepts it.
 fn send(pair: &mut Pair, file: &str, content: &[u8]) {
     std::fs::write(pair.alice.home.path(file), content).expect("written");
     pair.alice.say(&format!("/sendfile bob {file}"));
@@ -450,7 +449,7 @@ fn any_file_name_becomes_one_plain_file_in_its_folder() {
 
 /// PROTOCOL#harmless.
 #[test]
-fn file_name_reaches_no_other_row() {
+fn combining_marks_in_a_file_name_are_limited() {
     let (_server, mut bob, mut mallory) = scene("bob");
     let tower = format!("a{}.txt", "\u{301}".repeat(60));
     mallory.tell(Kind::FileOffer, &Deal::of(&tower, 3).text());
@@ -481,7 +480,7 @@ fn received_file_is_never_taken_for_another_partial_file() {
 
 /// PROTOCOL#bad-file-message, PROTOCOL#offer-life, PROTOCOL#file_offer.
 #[test]
-fn contradictory_offer_is_refused_and_none_can_fill_the_list() {
+fn contradictory_offers_are_refused_and_the_list_is_limited() {
     let (_server, mut bob, mut mallory) = scene("bob");
     let honest = Deal::of("honest", SEVEN);
     let lie = |change: &dyn Fn(&mut Offer)| {
@@ -862,7 +861,7 @@ fn recipient_that_grants_nothing_or_everything_delays_nobody() {
 
 /// PROTOCOL#transfer-end, PROTOCOL#file_done.
 #[test]
-fn recipient_that_claims_the_whole_file_gets_nothing_more() {
+fn recipient_that_confirms_early_gets_no_more_chunks() {
     let (_server, mut alice, mut mallory) = scene("alice");
     let id = mallory.is_offered(&mut alice, "early", &noise(SEVEN)).transfer.0;
     mallory.accept(id, 0);
@@ -1051,7 +1050,9 @@ fn file_altered_by_the_server_ends_and_never_gets_its_name() {
     pair.exchange();
     assert!(arrived(&pair.bob).is_empty(), "{:?}", arrived(&pair.bob));
     let (lines, more) = (farewell(pair.alice), farewell(pair.bob));
-    assert!(!lines.iter().chain(&more).any(|line| line.contains("whole") || line.contains("has received")));
+    assert!(
+        !lines.iter().chain(&more).any(|line| line.contains(" is complete") || line.contains("has received"))
+    );
 }
 
 #[test]
@@ -1164,10 +1165,10 @@ fn packet_goes_only_where_and_as_often_as_granted() {
     let (mut sender, _) = newcomer(&server, "sender");
     let (mut mallory, _) = newcomer(&server, "mallory");
     let (a, b): (TransferId, TransferId) = (random(), random());
-    for (who, to) in [("sender", "nobody"), ("sender", "sender"), ("sender", "taker"), ("sender", "bob")] {
+    for to in ["nobody", "sender", "taker", "bob"] {
         sender.bytes(&packet(to, a, b"ungranted"));
         is_refused(&mut sender, a);
-        assert!(sender.is_usable(), "{who} to {to}");
+        assert!(sender.is_usable(), "{to}");
     }
     pair.exchange();
     // Grants to offline names are refused and do not count.
@@ -1276,7 +1277,7 @@ fn split_packet_is_joined_and_a_broken_one_leaves_nothing() {
         let (mut raw, _) = newcomer(&server, &who);
         raw.bytes(&whole[..cut]);
         drop(raw);
-        until("it is noticed", || server.log().contains(&format!("event=logout user={who} ")));
+        server.logs(&format!("event=logout user={who} "));
     }
     close(pair, server);
 }

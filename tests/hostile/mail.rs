@@ -1,5 +1,5 @@
-//! An operator who holds the mail of an absent user, against the user's real client: it may withhold, and nothing else
-//! goes unnoticed.
+//! An operator who holds the mail of an absent user, against the user's real client. It can withhold the newest mail
+//! unnoticed, and nothing else.
 
 use crate::support::{
     Client, Folder, Operator, Person, Raw, Server, files, header, private_to, shown_mailbox, times, until,
@@ -11,14 +11,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// bob, who has left, and alice, who is online.
+/// Bob, who has left, and alice, who is online.
 struct Scene {
     server: Server,
     operator: Operator,
     home: Arc<Folder>,
     alice: Raw,
     from: Person,
-    /// bob's mailbox key.
+    /// Bob's mailbox key.
     key: SessionPublicKey,
 }
 
@@ -39,7 +39,7 @@ impl Scene {
         Scene { server, operator, home, alice, from, key }
     }
 
-    /// alice writes messages number 1 to `count`.
+    /// Alice has sent bob messages 1 to `count`.
     fn with_mail(count: u64) -> Scene {
         let mut scene = Scene::new();
         for number in 1..=count {
@@ -61,12 +61,13 @@ impl Scene {
         });
     }
 
+    /// The files of bob's mail on the server.
     fn waiting(&self) -> Vec<PathBuf> {
         let files = files(&self.server.data("mail").join("bob"));
         files.into_iter().filter(|path| !path.ends_with("key")).collect()
     }
 
-    /// Everything that the server has on disk for bob.
+    /// The files of bob's mail, with their content.
     fn backup(&self) -> Vec<(PathBuf, Vec<u8>)> {
         self.waiting().into_iter().map(|path| (path.clone(), fs::read(path).expect("a file"))).collect()
     }
@@ -82,7 +83,7 @@ impl Scene {
     }
 }
 
-/// bob's client ends, after the server has a mailbox key of it.
+/// Ends bob's client once the server has its mailbox key.
 fn leaves(server: &Server, bob: Client) -> Vec<String> {
     let key = server.data("mail").join("bob").join("key");
     until("bob has a mailbox", || key.exists());
@@ -93,7 +94,8 @@ fn copy(message: &EncryptedMessage) -> Box<EncryptedMessage> {
     Box::new(EncryptedMessage { envelope: message.envelope.clone(), key: message.key.clone() })
 }
 
-fn told(lines: &[String], text: &str) -> usize {
+/// How many lines end with a text.
+fn endings(lines: &[String], text: &str) -> usize {
     lines.iter().filter(|line| line.ends_with(text)).count()
 }
 
@@ -118,7 +120,7 @@ fn mail_replayed_within_a_login_is_shown_once() {
     bob.expect("<alice -> bob> number 2");
     until("it is confirmed", || scene.waiting().is_empty());
     let lines = leaves(&scene.server, bob);
-    assert_eq!((told(&lines, "> number 1"), told(&lines, "> number 2")), (1, 1), "{lines:#?}");
+    assert_eq!((endings(&lines, "> number 1"), endings(&lines, "> number 2")), (1, 1), "{lines:#?}");
 }
 
 /// PROTOCOL#mail-records.
@@ -180,7 +182,7 @@ fn withheld_and_reordered_mail_is_noticed() {
     let mut bob = scene.bob();
     bob.expect("<alice -> bob> number 2");
     let lines = bob.leaves();
-    assert_eq!(told(&lines, "> number 1"), 0, "{lines:#?}");
+    assert_eq!(endings(&lines, "> number 1"), 0, "{lines:#?}");
     assert_eq!(times(&lines, "alice: it is a duplicate, or it arrived out of order"), 1, "{lines:#?}");
 }
 
@@ -202,7 +204,7 @@ fn altered_or_foreign_mail_is_refused_and_stops_no_other() {
     altered[at] = if altered[at] == b'A' { b'B' } else { b'A' };
     let planted =
         [(numbered("000000000003"), altered), (numbered("000000000004"), bytes[..bytes.len() / 2].to_vec())];
-    // For bob's key, but for another user.
+    // Wrapped for bob's key, but addressed to another user.
     let foreign = header(&scene.from, private_to("carol", &scene.key), 3);
     let foreign = Sealed::seal(foreign, &scene.from.identity, b"for carol");
     let key = WrappedKey::new(&foreign.wrap_for(&scene.key));
@@ -216,7 +218,7 @@ fn altered_or_foreign_mail_is_refused_and_stops_no_other() {
     let mut bob = scene.bob();
     bob.expect("<alice -> bob> the last");
     let lines = bob.leaves();
-    assert_eq!((told(&lines, "> number 1"), told(&lines, "> the last")), (1, 1), "{lines:#?}");
+    assert_eq!((endings(&lines, "> number 1"), endings(&lines, "> the last")), (1, 1), "{lines:#?}");
     for why in ["the signature is wrong", "it is for another user"] {
         let refused = format!("! refused a message that claims to come from alice: {why}");
         assert_eq!(times(&lines, &refused), 1, "{lines:#?}");
@@ -234,5 +236,5 @@ fn endless_mail_ends_after_its_messages_and_holds_nothing_up() {
     bob.expect("! the server sent mail in a wrong order");
     bob.expect("<alice -> bob> number 1");
     let lines = bob.leaves();
-    assert_eq!(told(&lines, "> number 1"), 1, "{lines:#?}");
+    assert_eq!(endings(&lines, "> number 1"), 1, "{lines:#?}");
 }

@@ -5,8 +5,8 @@
 
 use crate::support::{
     Bare, Client, DATA, DEADLINE, EVERYONE, Folder, Gate, Operator, Output, PASSWORD, Person, Raw, Server,
-    assert_harmless, delivery, header, home_with, mailbox_key, memory_of, message, name, newcomer, present,
-    private_to, run_client, sealed, send_to, times,
+    To, assert_harmless, delivery, header, home_with, mailbox_key, memory_of, message, name, newcomer,
+    present, private_to, run_client, sealed, send_to, times,
 };
 use secure_messenger::auth;
 use secure_messenger::client::session::{Action, Display, Effect, Event};
@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 
 // ---- people
 
-/// Three pairs of keys for all tests, because making them takes long.
+/// Three pairs of keys for all tests, because making them takes long: alice's, bob's, and one for all other names.
 fn person(who: &str) -> Person {
     type Pair = (Arc<IdentityKey>, Arc<SessionKey>);
     static KEYS: [OnceLock<Pair>; 3] = [const { OnceLock::new() }; 3];
@@ -128,7 +128,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// Bob's key file exists, with the login that [`Line::challenge`] asks for.
+    /// Bob's key file exists, and lists [`BOBS`].
     fn new() -> Stage {
         let stage = Stage::without_logins();
         stage.list(&[BOBS]);
@@ -139,6 +139,7 @@ impl Stage {
         self.home.path(DATA).join("keys/bob_private.key")
     }
 
+    /// Replaces the list of logins in the key file.
     fn list(&self, logins: &[Login]) {
         let text = std::fs::read(self.key_file()).expect("there");
         let text = key_file::with_logins(&text, logins).expect("a key file");
@@ -149,7 +150,7 @@ impl Stage {
         key_file::logins(&std::fs::read(self.key_file()).expect("there")).expect("a key file")
     }
 
-    /// Bob's key file is that of an older client.
+    /// Bob's key file is that of an older client, without a list of logins.
     fn without_logins() -> Stage {
         static KEY_FILE: OnceLock<String> = OnceLock::new();
         let bob = person("bob");
@@ -163,7 +164,7 @@ impl Stage {
         self.listener.local_addr().expect("bound").port()
     }
 
-    /// Starts bob's client in a home and takes its connection. It asks for no mail.
+    /// Starts bob's client in a home, and accepts its connection. It requests no mail.
     fn start(&self, home: &Arc<Folder>, arguments: &[&str]) -> (Client, Line) {
         let arguments = [arguments, &["--no-mail"]].concat();
         (Client::within(home.clone(), self.port(), "bob", false, &arguments), self.next())
@@ -178,8 +179,8 @@ impl Stage {
         Line::new(self.listener.accept().expect("the client connects").0)
     }
 
-    /// The next connection, up to the request to resume its session.
-    fn again(&self) -> Line {
+    /// The next connection, which must resume the session: the caller sends the answer.
+    fn resuming(&self) -> Line {
         let line = self.next();
         assert!(matches!(line.hear(), Some(ClientMessage::ResumeRequest(_))));
         let nonce = Fixed(random());
@@ -189,19 +190,19 @@ impl Stage {
     }
 
     /// Bob's client, which sees these users online, and its session key.
-    fn set(others: &[&Person]) -> (Stage, Client, Line, SessionPublicKey) {
+    fn logged_in(others: &[&Person]) -> (Stage, Client, Line, SessionPublicKey) {
         let stage = Stage::new();
-        let (client, line) = stage.with(others);
+        let (client, line) = stage.log_in(others);
         let session = line.bob().clone();
         (stage, client, line, session)
     }
 
-    /// Bob is logged in and sees these users online.
-    fn with(&self, others: &[&Person]) -> (Client, Line) {
+    /// Starts and logs in bob's client, which sees these users online.
+    fn log_in(&self, others: &[&Person]) -> (Client, Line) {
         let (client, mut line) = self.open();
-        line.let_in(BOBS);
+        line.admit(BOBS);
         for other in others {
-            line.directory.lock().expect("whole").insert(other.name.to_string(), other.shown());
+            line.show(other.shown());
         }
         line.say(&present(others.iter().map(|other| other.name.as_str()).chain(["bob"])));
         (client.ready(), line)
@@ -228,11 +229,11 @@ impl Line {
             for line in reader.split(b'\n').map_while(Result::ok) {
                 let message = ClientMessage::decode(&line).expect("the client speaks the protocol");
                 if let ClientMessage::KeysRequest(KeysRequest { names }) = &message {
-                    let mut known = known.lock().expect("whole");
+                    let known = known.lock().expect("whole");
                     let unknown = names.iter().filter(|name| !known.contains_key(name.as_str()));
                     let unknown = unknown.cloned().collect();
                     let keys =
-                        names.iter().filter_map(|name| known.get_mut(name.as_str()).map(duplicate)).collect();
+                        names.iter().filter_map(|name| known.get(name.as_str()).map(duplicate)).collect();
                     let answer = ServerMessage::Keys(Keys { keys, unknown });
                     let _ = writer.lock().expect("whole").write_all(&answer.encode());
                 } else if sender.send(message).is_err() {
@@ -276,12 +277,12 @@ impl Line {
         }
     }
 
-    /// Whether the client sends no further envelope before it closes the connection.
+    /// Whether the client closes the connection without sending a further envelope.
     fn hears_no_more_sends(&self) -> bool {
         std::iter::from_fn(|| self.hear()).all(|message| !matches!(message, ClientMessage::EncryptedSend(_)))
     }
 
-    /// With bob's salt.
+    /// A challenge with bob's salt.
     fn challenge(rounds: u32) -> ServerMessage {
         Line::asking(Login { rounds, ..BOBS })
     }
@@ -291,19 +292,20 @@ impl Line {
         ServerMessage::Challenge(Challenge { version: VERSION, nonce, salt, rounds })
     }
 
-    /// Answers a request for a login with a challenge that bob's client takes, up to its response.
+    /// Answers a `login_request` with a challenge that bob's client accepts, and waits for its response.
     fn respond(&self) {
         self.ask(BOBS);
         assert!(matches!(self.hear(), Some(ClientMessage::ChallengeResponse(_))));
     }
 
-    /// Answers a `login_request`.
+    /// Waits for a `login_request`, and answers it with a challenge.
     fn ask(&self, login: Login) {
         assert!(matches!(self.hear(), Some(ClientMessage::LoginRequest(_))));
         self.say(&Line::asking(login));
     }
 
-    fn let_in(&mut self, login: Login) {
+    /// Logs the client in.
+    fn admit(&mut self, login: Login) {
         self.ask(login);
         let Some(ClientMessage::ChallengeResponse(response)) = self.hear() else { panic!("no response") };
         self.session = Some(SessionPublicKey::parse(&response.session_key.0).expect("a key"));
@@ -315,6 +317,7 @@ impl Line {
         self.session.as_ref().expect("logged in")
     }
 
+    /// Answers requests for this user's keys from now on.
     fn show(&self, keys: UserKeys) {
         self.directory.lock().expect("whole").insert(keys.name.to_string(), keys);
     }
@@ -343,7 +346,7 @@ impl Line {
         self.say(&ServerMessage::Sent(Sent { id, delivered, stale, ..Sent::default() }));
     }
 
-    /// The targets of a message, which must be the names with keys, too.
+    /// The targets of a message. Exactly these names must have keys.
     fn targets(send: &EncryptedSend) -> Vec<&str> {
         let targets: Vec<&str> = send.routing.targets.iter().map(Username::as_str).collect();
         let keys: Vec<&str> = send.routing.keys.names().map(Username::as_str).collect();
@@ -365,7 +368,7 @@ fn failure(code: ErrorCode, message: &str, retry_after: Option<u64>) -> ServerMe
     ServerMessage::Error(Failure { code, message, id: None, retry_after, newest: None })
 }
 
-fn duplicate(keys: &mut UserKeys) -> UserKeys {
+fn duplicate(keys: &UserKeys) -> UserKeys {
     UserKeys {
         name: keys.name.clone(),
         identity: keys.identity.clone(),
@@ -376,6 +379,11 @@ fn duplicate(keys: &mut UserKeys) -> UserKeys {
     }
 }
 
+/// A room whose other member is bob.
+fn room_of_bob(session: &SessionPublicKey) -> To {
+    (Scope::Room, Some((name("bob"), session.fingerprint())))
+}
+
 const REFUSED: &str = "! refused a message that claims to come from ";
 
 // ---- envelopes: altered, forged, repeated, moved
@@ -384,7 +392,7 @@ const REFUSED: &str = "! refused a message that claims to come from ";
 #[test]
 fn message_with_any_altered_field_is_not_shown() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice, &mallory]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice, &mallory]);
     line.say(&message(&alice, private_to("bob", &session), 1, "first", &session));
     assert_eq!(bob.output.next().expect("a line"), "<alice -> bob> first");
     let sealed = Sealed::seal(header(&alice, private_to("bob", &session), 2), &alice.identity, b"genuine");
@@ -474,7 +482,7 @@ fn message_with_any_altered_field_is_not_shown() {
     assert_eq!(status, 0);
     assert_eq!(lines.iter().filter(|line| line.contains("genuine")).count(), 1, "{lines:#?}");
     assert_eq!(times(&lines, REFUSED), altered, "{lines:#?}");
-    // Bob's client tells neither alice nor the server what became of them.
+    // Bob's client reports none of them to alice or the server.
     let said = std::iter::from_fn(|| line.hear()).filter(|said| !matches!(said, ClientMessage::Logout));
     assert_eq!(said.count(), 0);
 }
@@ -483,7 +491,7 @@ fn message_with_any_altered_field_is_not_shown() {
 #[test]
 fn message_forged_in_another_s_name_is_not_shown() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice, &mallory]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice, &mallory]);
     line.say(&message(&alice, EVERYONE, 1, "it is me", &session));
     bob.expect("<alice> it is me");
     // With the forger's own keys, which the header names.
@@ -509,7 +517,7 @@ fn message_forged_in_another_s_name_is_not_shown() {
 #[test]
 fn ciphertext_of_another_user_under_own_name_is_refused() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice, &mallory]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice, &mallory]);
     let to_bob = private_to("bob", &session);
     let stolen = Sealed::seal(header(&alice, to_bob.clone(), 1), &alice.identity, b"I love you");
     let wrapped = stolen.wrap_for(&session);
@@ -531,7 +539,7 @@ fn ciphertext_of_another_user_under_own_name_is_refused() {
 #[test]
 fn message_forged_in_the_reader_s_own_name_is_not_shown() {
     let mallory = person("mallory");
-    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&mallory]);
     // The server shows a key of its own as the reader's key.
     let impostor = mallory.called("bob");
     line.show(impostor.shown());
@@ -548,7 +556,7 @@ fn message_forged_in_the_reader_s_own_name_is_not_shown() {
 #[test]
 fn broadcast_of_another_server_is_refused() {
     let alice = person("alice");
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice]);
     // A reader on the other server knows the message key and wraps it for bob; this server delivers it.
     let elsewhere = Header { recipient_key: Some(Fingerprint([7; 32])), ..header(&alice, EVERYONE, 1) };
     let sealed = Sealed::seal(elsewhere, &alice.identity, b"said elsewhere");
@@ -569,7 +577,7 @@ fn broadcast_of_another_server_is_refused() {
 #[test]
 fn commitment_to_another_key_is_refused() {
     let mallory = person("mallory");
-    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&mallory]);
     let to_all = |sequence| header(&mallory, EVERYONE, sequence);
     let wrap = |(envelope, key, oaep_label): (Envelope, Key, [u8; 32])| {
         delivery(envelope, wrap(&session, &key, oaep_label))
@@ -600,7 +608,7 @@ fn commitment_to_another_key_is_refused() {
 #[test]
 fn delayed_message_is_reported_as_such() {
     let alice = person("alice");
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice]);
     for (sequence, minutes, word) in [(1u64, -7i64, "behind"), (2, 9, "ahead of"), (3, -4, ""), (4, 4, "")] {
         let mut header = header(&alice, EVERYONE, sequence);
         header.time = header.time.saturating_add_signed(minutes * 60_000 + minutes.signum() * 1000);
@@ -618,9 +626,9 @@ fn delayed_message_is_reported_as_such() {
 
 /// PROTOCOL#check-sequence, PROTOCOL#sequence.
 #[test]
-fn highest_numbers_end_no_conversation_and_no_client() {
+fn extreme_sequence_numbers_do_not_harm_the_client() {
     let alice = person("alice");
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice]);
     let numbered = |sequence| sealed(&alice, header(&alice, EVERYONE, sequence), b"number", &session);
     line.say(&numbered(1));
     bob.expect("<alice> number");
@@ -639,13 +647,38 @@ fn highest_numbers_end_no_conversation_and_no_client() {
     assert_eq!((status, times(&lines, REFUSED)), (0, 4), "{lines:#?}");
 }
 
+/// PROTOCOL#check-recipient.
+#[test]
+fn message_for_another_name_or_session_is_refused() {
+    let mallory = person("mallory");
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&mallory]);
+    // Each is correctly signed, with the message key wrapped for bob's own session.
+    for scope in [
+        private_to("carol", &session),
+        (Scope::Room, Some((name("carol"), session.fingerprint()))),
+        private_to("Bob", &session),
+        private_to("bob", mallory.session.public()),
+        (Scope::Room, Some((name("bob"), Fingerprint([7; 32])))),
+    ] {
+        line.say(&message(&mallory, scope.clone(), 1, "not for you", &session));
+    }
+    line.say(&message(&mallory, private_to("bob", &session), 1, "for you", &session));
+    bob.expect("<mallory -> bob> for you");
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("not for you")), "{lines:#?}");
+    assert_eq!(
+        times(&lines, "! refused a message that claims to come from mallory: it is for another user"),
+        5
+    );
+}
+
 // ---- keys
 
 /// PROTOCOL#check-identity, PROTOCOL#ask-keys.
 #[test]
 fn swapped_identity_key_stops_messages_until_it_is_trusted() {
     let (alice, carol, mallory) = (person("alice"), person("carol"), person("mallory"));
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice, &carol]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice, &carol]);
     line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
     // Another key under alice's name, properly certified, after she has logged in again.
@@ -689,12 +722,12 @@ fn swapped_identity_key_stops_messages_until_it_is_trusted() {
 #[test]
 fn swapped_identity_key_is_noticed_after_a_restart() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let (stage, mut bob, line, session) = Stage::set(&[&alice]);
+    let (stage, mut bob, line, session) = Stage::logged_in(&[&alice]);
     line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
     bob.leaves();
     let swapped = mallory.called("alice");
-    let (mut bob, line) = stage.with(&[&swapped]);
+    let (mut bob, line) = stage.log_in(&[&swapped]);
     let session = line.bob().clone();
     line.say(&message(&swapped, EVERYONE, 1, "it is me, alice", &session));
     bob.expect("! THE IDENTITY KEY OF alice HAS CHANGED");
@@ -705,9 +738,9 @@ fn swapped_identity_key_is_noticed_after_a_restart() {
 }
 
 #[test]
-fn only_recipient_with_a_changed_key_is_reported_as_such() {
+fn broadcast_to_a_changed_key_alone_reports_the_key() {
     let (alice, mallory) = (person("alice"), person("mallory"));
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice]);
     line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
     bob.expect("<alice> the real one");
     let swapped = mallory.called("alice");
@@ -725,7 +758,7 @@ fn only_recipient_with_a_changed_key_is_reported_as_such() {
 fn session_key_without_a_valid_certificate_gets_no_message() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice, &mallory]);
+    let (mut bob, line) = stage.log_in(&[&alice, &mallory]);
     let now = clock::now_ms();
     let hour = 3_600_000;
     let by = |identity: &IdentityKey, owner: &str, session: &SessionKey, created| {
@@ -793,7 +826,7 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
         send
     };
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
+    let (mut bob, line) = stage.log_in(&[&alice]);
     line.show(yesterday());
     let send = gets(&mut bob, &line, &stolen);
     // She has renewed it.
@@ -825,7 +858,7 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
     bob.leaves();
     assert!(line.hears_no_more_sends());
     // The memory survives a restart of the client.
-    let (mut bob, line) = stage.with(&[&alice]);
+    let (mut bob, line) = stage.log_in(&[&alice]);
     refuses(&mut bob, &line, "after a restart");
     let newer = certified(&stolen, now + 1);
     line.show(newer);
@@ -841,7 +874,7 @@ fn yesterdays_certificate_gets_no_message_after_a_newer_one() {
 fn mailbox_key_without_a_valid_certificate_gets_no_message() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&mallory]);
+    let (mut bob, line) = stage.log_in(&[&mallory]);
     let (now, hour) = (clock::now_ms(), 3_600_000);
     let by = |from: &Person, owner: &str, created| {
         alice.shown_absent(from.identity.certify_mailbox(&name(owner), mailbox_key(), created))
@@ -905,7 +938,7 @@ fn older_mailbox_key_gets_no_message_after_a_newer_one() {
     };
     let (former, newer) = (mailbox_key(), person("carol").session);
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[]);
+    let (mut bob, line) = stage.log_in(&[]);
     // Session certificates do not count: she may have renewed since she has uploaded the mailbox key.
     for keys in [certified(former, now - 20 * day), alice.shown(), certified(&newer, now - 10 * day)] {
         let is_absent = keys.mailbox_key.is_some();
@@ -936,7 +969,7 @@ fn older_mailbox_key_gets_no_message_after_a_newer_one() {
     bob.leaves();
     assert!(line.hears_no_more_sends());
     // The memory survives a restart of the client.
-    let (mut bob, line) = stage.with(&[]);
+    let (mut bob, line) = stage.log_in(&[]);
     refuses(&mut bob, &line, "after a restart");
     line.show(certified(&newer, now - 10 * day));
     bob.say("/msg alice hello");
@@ -951,7 +984,7 @@ fn older_mailbox_key_gets_no_message_after_a_newer_one() {
 fn answer_that_contradicts_the_key_shows_no_success() {
     let (alice, carol) = (person("alice"), person("carol"));
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
+    let (mut bob, line) = stage.log_in(&[&alice]);
     line.show(carol.shown_absent(carol.mailbox(clock::now_ms())));
     bob.say("/msg alice one");
     line.kept(&line.hear_send());
@@ -964,7 +997,7 @@ fn answer_that_contradicts_the_key_shows_no_success() {
     bob.say("/msg carol two");
     line.delivered(&line.hear_send());
     assert_eq!(bob.expect("may not have arrived"), why("two", "carol"));
-    // In a room, the others' copies are what they are.
+    // In a room, the copy of the other member still counts.
     bob.say("/msg alice,carol three");
     let (one, two) = (line.hear_send(), line.hear_send());
     line.delivered(&one);
@@ -1008,7 +1041,7 @@ fn invented_newest_costs_one_renewal() {
 fn unrequested_keys_change_nothing() {
     let (alice, mallory) = (person("alice"), person("mallory"));
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
+    let (mut bob, line) = stage.log_in(&[&alice]);
     let swapped = mallory.called("alice");
     line.say(&ServerMessage::Keys(Keys { keys: vec![swapped.shown(), mallory.shown()], unknown: vec![] }));
     bob.expect("! the server sent keys that were not requested");
@@ -1027,6 +1060,198 @@ fn unrequested_keys_change_nothing() {
     bob.leaves();
 }
 
+/// PROTOCOL#name-case.
+#[test]
+fn name_that_differs_only_in_letter_case_is_refused() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice]);
+    line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
+    bob.expect("<alice> the real one");
+    let double = mallory.called("Alice");
+    line.show(double.shown());
+    line.presence(&["Alice"], &[]);
+    bob.expect("* Alice is online");
+    line.say(&message(&double, private_to("bob", &session), 1, "it is me", &session));
+    let told = bob.output.next().expect("a line");
+    assert!(told.starts_with("! the keys of Alice cannot be used: alice is already known"), "{told}");
+    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
+    bob.ask("/msg Alice secret", "! Alice has no usable key: your message was not delivered");
+    assert!(!std::fs::read_to_string(bob.data("known_users")).expect("read").contains("Alice"));
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("it is me")), "{lines:#?}");
+    assert!(line.hears_no_more_sends());
+}
+
+#[test]
+fn answer_about_one_user_reveals_nothing_about_another() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let mut bare = Bare::new(&person("bob"), &[&alice, &mallory]);
+    bare.line("/msg alice hello");
+    let keys = vec![mallory.shown(), alice.shown()];
+    bare.hear(ServerMessage::Keys(Keys { keys, unknown: vec![] }));
+    let known_users = bare.folder.path("known_users");
+    let remembered = || std::fs::read_to_string(&known_users).expect("read");
+    assert!(!remembered().contains("mallory"), "{}", remembered());
+    bare.hear(ServerMessage::Keys(Keys { keys: vec![alice.shown()], unknown: vec![] }));
+    assert!(remembered().contains("\"alice\""), "{}", remembered());
+}
+
+// ---- rooms
+
+/// PROTOCOL#check-fields, PROTOCOL#check-text.
+#[test]
+fn room_is_opened_and_left_only_by_messages_of_that_room() {
+    let mallory = person("mallory");
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&mallory]);
+    let say = |kind, scope, sequence| {
+        let header = Header { kind, ..header(&mallory, scope, sequence) };
+        line.say(&sealed(&mallory, header, b"", &session));
+    };
+    for kind in [Kind::RoomOpened, Kind::RoomLeft] {
+        for scope in [EVERYONE, private_to("bob", &session)] {
+            say(kind, scope.clone(), 1);
+        }
+    }
+    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
+    say(Kind::RoomOpened, room_of_bob(&session), 1);
+    assert!(bob.output.next().expect("a line").starts_with("* mallory has opened a private room with you"));
+    say(Kind::RoomLeft, room_of_bob(&session), 2);
+    assert_eq!(bob.output.next().expect("a line"), "* mallory has left the room");
+    let (status, lines) = bob.finish();
+    assert_eq!((status, times(&lines, REFUSED)), (0, 4), "{lines:#?}");
+}
+
+#[test]
+fn room_text_is_never_broadcast_after_the_partner_leaves() {
+    let (alice, carol) = (person("alice"), person("carol"));
+    let stage = Stage::new();
+    let (mut bob, line) = stage.log_in(&[&alice, &carol]);
+    let refused = |bob: &mut Client, what: &str| {
+        bob.ask(what, "! alice is offline: your message was not delivered");
+    };
+    // The room cannot be opened: the partner has no session.
+    line.show(alice.shown_with(None));
+    bob.say("/room alice");
+    bob.expect(
+        "! alice is offline: no room is open; what you type here is sent to alice alone if they come online",
+    );
+    refused(&mut bob, "secret one");
+    refused(&mut bob, "secret two");
+    bob.ask("/leave", "* conversation with alice closed; you are talking to everyone");
+    // The partner leaves while the room is open.
+    line.show(alice.shown());
+    bob.say("/room alice");
+    let send = line.hear_send();
+    assert_eq!((Line::targets(&send), send.envelope.header.scope), (vec!["alice"], Scope::Room));
+    line.delivered(&send);
+    bob.expect("* you are in a private room with alice");
+    line.show(alice.shown_with(None));
+    line.presence(&[], &["alice"]);
+    bob.expect("* alice has left");
+    refused(&mut bob, "secret three");
+    // Only /leave returns to everyone.
+    bob.ask("/leave", "* conversation with alice closed; you are talking to everyone");
+    bob.say("hello everyone");
+    let send = line.hear_send();
+    assert_eq!((Line::targets(&send), send.envelope.header.scope), (vec!["carol"], Scope::Broadcast));
+    line.delivered(&send);
+    bob.expect("<bob> hello everyone");
+    bob.leaves();
+    assert!(line.hears_no_more_sends());
+}
+
+/// The list of members that precedes a room message, and the text.
+fn listed(names: &[&str], text: &str) -> Vec<u8> {
+    let mut bytes = vec![names.len() as u8];
+    for name in names {
+        bytes.push(name.len() as u8);
+        bytes.extend_from_slice(name.as_bytes());
+    }
+    [&bytes, text.as_bytes()].concat()
+}
+
+/// PROTOCOL#check-members.
+#[test]
+fn wrong_list_of_members_is_refused() {
+    let mallory = person("mallory");
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&mallory]);
+    let say = |plaintext: &[u8], sequence: u64| {
+        let header = header(&mallory, room_of_bob(&session), sequence);
+        line.say(&sealed(&mallory, header, plaintext, &session));
+    };
+    let many: Vec<String> = (0..31).map(|n| format!("a{n:02}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).chain(["bob", "mallory"]).collect();
+    let mut endless = listed(&["bob", "mallory"], "hidden");
+    endless[0] = 255;
+    let wrong = [
+        listed(&["alice", "mallory"], "hidden"),
+        listed(&["alice", "bob"], "hidden"),
+        listed(&["bob"], "hidden"),
+        listed(&["mallory"], "hidden"),
+        listed(&[], "hidden"),
+        listed(&["mallory", "bob"], "hidden"),
+        listed(&["bob", "bob", "mallory"], "hidden"),
+        listed(&["Bob", "bob", "mallory"], "hidden"),
+        listed(&["Carol", "bob", "carol", "mallory"], "hidden"),
+        listed(&["Mallory", "bob", "mallory"], "hidden"),
+        listed(&["Bob", "mallory"], "hidden"),
+        listed(&["bob", "mallory", "x y"], "hidden"),
+        listed(&["", "bob", "mallory"], "hidden"),
+        listed(&["bob", "mallory", &"x".repeat(33)], "hidden"),
+        listed(&many, "hidden"),
+        endless,
+        b"hidden".to_vec(),
+        Vec::new(),
+    ];
+    for plaintext in &wrong {
+        say(plaintext, 1);
+    }
+    say(&listed(&many[1..], "from the largest room"), 1);
+    let shown = bob.expect("from the largest room");
+    assert!(
+        shown.starts_with("<mallory -> a01, a02, ") && shown.ends_with(", a30, bob> from the largest room")
+    );
+    let (_, lines) = bob.finish();
+    assert!(!lines.iter().any(|line| line.contains("hidden")), "{lines:#?}");
+    let refused = "! refused a message that claims to come from mallory: its list of members is invalid";
+    assert_eq!(times(&lines, refused), wrong.len() as u64, "{lines:#?}");
+}
+
+/// PROTOCOL#members, PROTOCOL#check-signature.
+#[test]
+fn message_of_one_room_is_never_shown_in_another() {
+    let (alice, mallory) = (person("alice"), person("mallory"));
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice, &mallory]);
+    let seal = |from: &Person, to, names: &[&str], sequence| {
+        Sealed::seal(header(from, to, sequence), &from.identity, &listed(names, "a text"))
+    };
+    let say = |sealed: &Sealed, envelope: Envelope| line.say(&delivery(envelope, sealed.wrap_for(&session)));
+    // Each list is a room of its own.
+    for (names, sequence) in
+        [(&["alice", "bob"][..], 1), (&["alice", "bob", "carol"], 2), (&["alice", "bob", "dave"], 3)]
+    {
+        let sealed = seal(&alice, room_of_bob(&session), names, sequence);
+        say(&sealed, sealed.envelope.clone());
+        let others: Vec<&str> = names.iter().copied().filter(|name| *name != "alice").collect();
+        assert_eq!(bob.output.next().expect("a line"), format!("<alice -> {}> a text", others.join(", ")));
+    }
+    // The server moves it out of its room, or gives it to another room's sender.
+    let sealed = seal(&alice, room_of_bob(&session), &["alice", "bob", "carol"], 4);
+    let mut moved = sealed.envelope.clone();
+    moved.header.scope = Scope::Private;
+    say(&sealed, moved);
+    let mut moved = sealed.envelope.clone();
+    (moved.header.from, moved.header.identity) = (name("mallory"), mallory.identity.public().fingerprint());
+    say(&sealed, moved);
+    // A text of mallory's own that looks like a list is only a text.
+    let sealed = seal(&mallory, private_to("bob", &session), &["alice", "bob"], 1);
+    say(&sealed, sealed.envelope.clone());
+    bob.expect("<mallory -> bob> ");
+    let (_, lines) = bob.finish();
+    assert_eq!(times(&lines, REFUSED), 2, "{lines:#?}");
+    assert_eq!(lines.iter().filter(|line| line.starts_with("<alice") && line.contains("a text")).count(), 3);
+}
+
 // ---- answers
 
 /// PROTOCOL#stale.
@@ -1034,7 +1259,7 @@ fn unrequested_keys_change_nothing() {
 fn session_key_that_stays_stale_is_abandoned() {
     let alice = person("alice");
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
+    let (mut bob, line) = stage.log_in(&[&alice]);
     bob.say("/msg alice hello");
     let answering = thread::spawn(move || {
         let mut tries = 0;
@@ -1078,7 +1303,7 @@ fn server_that_delivers_and_answers_stale_shows_a_text_once() {
 fn false_delivery_reports_claim_no_more_than_they_say() {
     let (alice, carol) = (person("alice"), person("carol"));
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice, &carol]);
+    let (mut bob, line) = stage.log_in(&[&alice, &carol]);
     line.sent(99, vec![name("alice")], vec![]);
     bob.expect("! the server answered a request that was not made");
     // The answer names a user who was no target, and not the target.
@@ -1108,7 +1333,7 @@ fn false_delivery_reports_claim_no_more_than_they_say() {
 }
 
 #[test]
-fn server_that_never_answers_is_dropped_after_30_s() {
+fn unanswered_message_delays_the_exit_by_120_s_at_most() {
     let (bob, alice) = (person("bob"), person("alice"));
     let mut bare = Bare::new(&bob, &[&alice]);
     bare.line("/msg alice hello");
@@ -1116,17 +1341,19 @@ fn server_that_never_answers_is_dropped_after_30_s() {
     let is_send =
         |effect: &Effect| matches!(effect, Effect::Do(Action::Send(ClientMessage::EncryptedSend(_))));
     assert!(effects.iter().any(is_send), "the message is in flight");
-    let quits = |effects: Vec<Effect>| {
+    let status = |effects: &[Effect]| {
         effects
-            .into_iter()
+            .iter()
             .find_map(|effect| if let Effect::Quit(exit) = effect { Some(exit.status) } else { None })
     };
-    assert_eq!(quits(bare.take(Event::EndOfInput)), None, "the client waits for sent messages");
-    assert_eq!(quits(bare.wait(119)), None);
+    assert_eq!(status(&bare.take(Event::EndOfInput)), None, "the client waits for sent messages");
+    assert_eq!(status(&bare.wait(119)), None);
     let effects = bare.wait(1);
-    let told = |effect: &Effect| matches!(effect, Effect::Show(Display::Entry(entry)) if entry.text.contains("not acknowledged"));
-    assert!(effects.iter().any(told), "the user is notified");
-    assert_eq!(quits(effects), Some(1));
+    let is_reported = effects.iter().any(|effect| match effect {
+        Effect::Show(Display::Entry(entry)) => entry.text.contains("not acknowledged"),
+        _ => false,
+    });
+    assert!(is_reported && status(&effects) == Some(1));
 }
 
 /// PROTOCOL#two-clocks.
@@ -1154,7 +1381,7 @@ fn clock_that_differs_too_much_ends_the_login() {
 
 /// PROTOCOL#renew, PROTOCOL#latest-token.
 #[test]
-fn unrequested_session_brings_no_token() {
+fn unrequested_session_message_does_not_replace_the_token() {
     let stage = Stage::new();
     let (bob, line) = stage.open();
     line.respond();
@@ -1181,7 +1408,7 @@ fn unrequested_session_brings_no_token() {
 fn expired_certificate_warns_once_not_at_each_broadcast() {
     let (alice, carol) = (person("alice"), person("carol"));
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice, &carol]);
+    let (mut bob, line) = stage.log_in(&[&alice, &carol]);
     let expired = alice.identity.certify(&alice.name, &alice.session, clock::now_ms() - 27 * 3_600_000);
     line.show(alice.shown_with(Some(&expired)));
     let broadcast = |bob: &mut Client, text: &str| {
@@ -1208,9 +1435,9 @@ fn expired_certificate_warns_once_not_at_each_broadcast() {
 
 /// PROTOCOL#notices.
 #[test]
-fn hostile_server_fills_neither_screen_nor_memory() {
+fn hostile_server_cannot_flood_the_screen() {
     let alice = person("alice");
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice]);
     for n in 0..2000 {
         let (code, message) = ("odd".into(), format!("problem number {n}"));
         line.say(&ServerMessage::Error(Failure { code, message, id: None, retry_after: None, newest: None }));
@@ -1236,9 +1463,9 @@ fn hostile_server_fills_neither_screen_nor_memory() {
 
 /// PROTOCOL#later-versions.
 #[test]
-fn later_kinds_and_scopes_are_not_shown_nor_missing() {
+fn later_kinds_and_scopes_are_counted_but_not_shown() {
     let alice = person("alice");
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice]);
     let word = |text: &str| Word::new(text).expect("short");
     let bob_alone = || Some((name("bob"), session.fingerprint()));
     let later = |kind, scope, sequence| {
@@ -1261,15 +1488,15 @@ fn later_kinds_and_scopes_are_not_shown_nor_missing() {
 }
 
 #[test]
-fn pause_lasts_as_long_as_any_error_asks() {
+fn client_pauses_as_long_as_any_error_requests() {
     for code in [ErrorCode::ServerFull, ErrorCode::TooManyRequests, ErrorCode::LoginFailed] {
         let stage = Stage::new();
-        let (bob, line) = stage.with(&[]);
+        let (bob, line) = stage.log_in(&[]);
         line.close();
-        let line = stage.again();
+        let line = stage.resuming();
         line.say(&failure(code, "later", Some(3)));
         let refused = Instant::now();
-        stage.again().say(&ServerMessage::Resumed(Received { received: 0 }));
+        stage.resuming().say(&ServerMessage::Resumed(Received { received: 0 }));
         assert!(refused.elapsed() >= Duration::from_secs(3), "{code:?}: {:?}", refused.elapsed());
         drop(bob);
     }
@@ -1278,8 +1505,8 @@ fn pause_lasts_as_long_as_any_error_asks() {
 // ---- unread output
 
 impl Stage {
-    /// Bob's client, whose output nobody reads, and the pipe for its output.
-    fn stuck(&self, alice: &Person) -> (Client, Line, std::path::PathBuf) {
+    /// Bob's client, logged in, whose output nobody reads; and the path of the pipe for its output.
+    fn stuck(&self, alice: &Person) -> (Client, Line, PathBuf) {
         let port = self.port();
         // The shell holds both ends, so the pipe stays open although nobody reads.
         let client = Client::after(
@@ -1290,7 +1517,7 @@ impl Stage {
             &["--no-tls", "--no-mail"],
         );
         let mut line = self.next();
-        line.let_in(BOBS);
+        line.admit(BOBS);
         line.show(alice.shown());
         line.say(&present(["bob", alice.name.as_str()]));
         (client, line, self.home.path("out"))
@@ -1344,7 +1571,7 @@ fn first_sigterm_logs_out_even_when_nobody_reads() {
 #[test]
 fn nonsense_from_the_server_is_reported_and_harmless() {
     let alice = person("alice");
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&alice]);
     let deep = format!("{{\"type\":\"ping\",\"x\":{}{}}}\n", "[".repeat(9000), "]".repeat(9000));
     let crowded = format!(
         "{{\"type\":\"presence\",\"more\":false,\"full\":false,\"left\":[],\"joined\":[{}\"a\"]}}\n",
@@ -1393,7 +1620,7 @@ fn nonsense_from_the_server_is_reported_and_harmless() {
 #[test]
 fn server_texts_stay_one_harmless_line() {
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[]);
+    let (mut bob, line) = stage.log_in(&[]);
     let mean = "x\n<alice> I owe you\r\u{1b}[2J\u{1b}]0;t\u{7}\u{9b}31m\u{202e}evil\u{2066}\u{0}";
     let failure = |code: &str, id| {
         let (code, message) = (code.into(), mean.into());
@@ -1428,7 +1655,7 @@ fn server_texts_stay_one_harmless_line() {
 #[test]
 fn crowd_that_joins_and_leaves_is_reported_as_a_number() {
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[]);
+    let (mut bob, line) = stage.log_in(&[]);
     let crowd: Vec<Username> = (0..4000).map(|n| name(&format!("user-{n}"))).collect();
     let presence = |joined: &[Username], left: &[Username], full, more| {
         let (joined, left) = (joined.to_vec(), left.to_vec());
@@ -1454,16 +1681,16 @@ fn crowd_that_joins_and_leaves_is_reported_as_a_number() {
 #[test]
 fn endless_line_ends_the_connection() {
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[]);
+    let (mut bob, line) = stage.log_in(&[]);
     line.bytes(&vec![b'x'; MAX_LINE + 100_000]);
     bob.expect("! connection lost: it sent an overlong line");
     assert_eq!(bob.finish().0, 1);
 }
 
 #[test]
-fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
+fn invented_senders_cannot_fill_the_memory() {
     let mallory = person("mallory");
-    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
+    let (_stage, mut bob, line, session) = Stage::logged_in(&[&mallory]);
     line.say(&message(&mallory, EVERYONE, 1, "the first", &session));
     bob.expect("<mallory> the first");
     let sealed = Sealed::seal(header(&mallory, EVERYONE, 1), &mallory.identity, b"");
@@ -1479,6 +1706,42 @@ fn strangers_that_only_the_server_knows_cannot_fill_the_memory() {
     bob.expect("<mallory> the last");
     let peak = memory_of(bob.child.id(), "VmHWM:") / 1024;
     assert!(peak < 60_000, "{peak} kB for 80 MB of messages from nobody");
+}
+
+#[test]
+fn server_cannot_make_a_client_remember_endless_users() {
+    let (bob, mallory) = (person("bob"), person("mallory"));
+    let mut bare = Bare::new(&bob, &[]);
+    let envelope = Sealed::seal(header(&mallory, EVERYONE, 1), &mallory.identity, b"").envelope;
+    let mut told = Vec::new();
+    let mut take = |effects: Vec<Effect>| {
+        told.extend(effects.into_iter().filter_map(|effect| match effect {
+            Effect::Show(Display::Entry(entry)) => Some(entry.line()),
+            _ => None,
+        }));
+    };
+    // The server sends no keys of theirs: only 1,024 messages wait for them.
+    for n in 0..50_001 {
+        let mut envelope = envelope.clone();
+        envelope.header.from = name(&format!("stranger-{n}"));
+        take(bare.hear(delivery(envelope, [0; WRAPPED_BYTES])));
+    }
+    take(bare.wait(60));
+    let refused = |why: &str| told.iter().filter(|line| line.contains(why)).count();
+    assert_eq!(refused("too many messages are waiting for a key"), 30, "{told:#?}");
+    let more = 50_001 - 1024 - 30;
+    assert_eq!(told.last(), Some(&format!("! {more} more notices about users were not shown")));
+    assert_eq!(told.len(), 31);
+    // It remembers at most 50,000 senders.
+    let mut envelope = envelope.clone();
+    envelope.header.from = name("one-more");
+    bare.wait(1);
+    let effects = bare.hear(delivery(envelope, [0; WRAPPED_BYTES]));
+    let last = effects.into_iter().find_map(|effect| match effect {
+        Effect::Show(Display::Entry(entry)) => Some(entry.text),
+        _ => None,
+    });
+    assert!(last.is_some_and(|text| text.contains("its sender is invalid")));
 }
 
 // ---- logging in
@@ -1617,8 +1880,8 @@ const FALSE: [Login; 3] = [
 const UNEXPECTED: &str =
     "this server does not ask for your password as your key file expects, so nothing was sent";
 
-/// Waits for the login: until then, the key file may change.
-fn logged_in(mut client: Client) {
+/// Ends the client after its login: before that, it may still change its key file.
+fn ends_after_login(mut client: Client) {
     client.expect("* logged in as bob");
 }
 
@@ -1635,7 +1898,7 @@ fn server_with_another_salt_or_fewer_rounds_gets_no_response() {
         let path = stage.key_file().display().to_string();
         assert!(lines.concat().contains(&format!("copy the key file from there to {path}")), "{lines:?}");
     }
-    let (mut bob, _line) = stage.with(&[]);
+    let (mut bob, _line) = stage.log_in(&[]);
     for login in FALSE {
         bob.say(&format!("/passwd {}", stage.home.password_file("another one").display()));
         let line = stage.next();
@@ -1667,12 +1930,12 @@ fn key_file_without_logins_accepts_one_login_and_keeps_it() {
     let folder = std::fs::File::open(stage.key_file().parent().expect("a folder")).expect("opens");
     folder.try_lock().expect("free");
     let (mut bob, mut line) = stage.open();
-    line.let_in(BOBS);
+    line.admit(BOBS);
     bob.expect("! WARNING: your key file cannot be written");
     drop((bob, folder));
     assert!(stage.logins().is_empty());
     let (mut bob, mut line) = stage.open();
-    line.let_in(BOBS);
+    line.admit(BOBS);
     let path = stage.key_file().display().to_string();
     bob.expect(&format!("! {path} now records how this server asks for your password"));
     assert_eq!(stage.logins(), [BOBS]);
@@ -1685,7 +1948,7 @@ fn key_file_without_logins_accepts_one_login_and_keeps_it() {
 
 /// PROTOCOL#known-logins.
 #[test]
-fn damaged_list_of_logins_opens_nothing_and_stays() {
+fn damaged_list_of_logins_stops_the_client_before_connecting() {
     let stage = Stage::new();
     let text = std::fs::read_to_string(stage.key_file()).expect("there");
     let start = text.find("\"logins\":").expect("the list");
@@ -1755,8 +2018,8 @@ fn registration_is_in_the_key_file_before_it_is_sent() {
         line.close();
         assert!(client.finish().0 == 1 && logins(home) == Some(with(login)));
         let (client, mut line) = stage.start(home, &[]);
-        line.let_in(login);
-        logged_in(client);
+        line.admit(login);
+        ends_after_login(client);
         let used = logins(home).expect("a list");
         assert!(used[0] == login && used.len() == with(login).len());
         // After a registration, the client still refuses a challenge that it did not choose.
@@ -1782,14 +2045,14 @@ fn failed_registration_leaves_a_file_without_list_as_it_is() {
     line.close();
     assert!(client.finish().0 == 1 && stage.logins().is_empty());
     let (client, mut line) = stage.open();
-    line.let_in(BOBS);
-    logged_in(client);
+    line.admit(BOBS);
+    ends_after_login(client);
     assert_eq!(stage.logins(), [BOBS]);
 }
 
 /// PROTOCOL#password-file, PROTOCOL#password-files.
 #[test]
-fn interrupted_change_logs_in_with_whatever_the_server_expects() {
+fn interrupted_passwd_logs_in_with_the_password_in_force() {
     const OTHER: Login = Login { salt: Fixed([9; 32]), rounds: 600_000 };
     let new = "another one";
     // Also a change to the same password: both files open, and only their lists differ.
@@ -1798,7 +2061,7 @@ fn interrupted_change_logs_in_with_whatever_the_server_expects() {
         stage.list(&[BOBS, OTHER]);
         let successor = stage.key_file().with_extension("key.new");
         let before = std::fs::read(stage.key_file()).expect("there");
-        let (mut bob, line) = stage.with(&[]);
+        let (mut bob, line) = stage.log_in(&[]);
         bob.say(&format!("/passwd {}", stage.home.password_file(new).display()));
         let change = stage.next();
         change.ask(BOBS);
@@ -1828,8 +2091,8 @@ fn interrupted_change_logs_in_with_whatever_the_server_expects() {
         line.ask(FALSE[0]);
         assert!(line.hear().is_none() && client.finish().0 == 1 && successor.exists());
         let (client, mut line) = log_in(right);
-        line.let_in(expected);
-        logged_in(client);
+        line.admit(expected);
+        ends_after_login(client);
         assert!(!successor.exists());
         let text = std::fs::read(stage.key_file()).expect("there");
         assert!(text == if is_changed { after } else { before });
@@ -1842,7 +2105,7 @@ fn interrupted_change_logs_in_with_whatever_the_server_expects() {
 fn ended_connection_is_reported_with_undelivered_messages() {
     let alice = person("alice");
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
+    let (mut bob, line) = stage.log_in(&[&alice]);
     bob.say("/msg alice hello");
     let _ = line.hear_send();
     line.close();
@@ -1870,13 +2133,13 @@ fn ended_with(bob: Client, part: &str) {
 fn server_that_acknowledges_unsent_frames_is_dropped() {
     for count in [1, 1000, u64::MAX] {
         let stage = Stage::new();
-        let (mut bob, line) = stage.with(&[]);
+        let (mut bob, line) = stage.log_in(&[]);
         line.close();
-        let line = stage.again();
+        let line = stage.resuming();
         line.say(&ServerMessage::Resumed(Received { received: count }));
         bob.expect("it sent an invalid acknowledgement");
         ended_with(bob, "it sent an invalid acknowledgement");
-        let (mut bob, line) = stage.with(&[]);
+        let (mut bob, line) = stage.log_in(&[]);
         line.say(&ServerMessage::Ack(Received { received: count }));
         bob.expect("it acknowledged frames that were never sent");
         ended_with(bob, "it acknowledged frames that were never sent");
@@ -1889,7 +2152,7 @@ fn server_that_lowers_its_acknowledgement_is_dropped() {
     let alice = person("alice");
     for resumes in [false, true] {
         let stage = Stage::new();
-        let (mut bob, mut line) = stage.with(&[&alice]);
+        let (mut bob, mut line) = stage.log_in(&[&alice]);
         bob.say("/msg alice hello");
         let send = line.hear_send();
         // The `keys_request` and the message.
@@ -1898,7 +2161,7 @@ fn server_that_lowers_its_acknowledgement_is_dropped() {
         bob.expect("<bob -> alice> hello");
         if resumes {
             line.close();
-            line = stage.again();
+            line = stage.resuming();
             line.say(&ServerMessage::Resumed(Received { received: 1 }));
             bob.expect("it sent an invalid acknowledgement");
         } else {
@@ -1913,7 +2176,7 @@ fn server_that_lowers_its_acknowledgement_is_dropped() {
 fn message_sent_twice_after_resuming_is_shown_once() {
     let alice = person("alice");
     let stage = Stage::new();
-    let (mut bob, mut line) = stage.with(&[&alice]);
+    let (mut bob, mut line) = stage.log_in(&[&alice]);
     let session = SessionPublicKey::parse(&line.bob().spki()).expect("a key");
     let text = |n: u64| message(&alice, private_to("bob", &session), n, &format!("number {n}"), &session);
     let mut sent: Vec<ServerMessage> = Vec::new();
@@ -1923,7 +2186,7 @@ fn message_sent_twice_after_resuming_is_shown_once() {
         sent.push(letter);
         bob.expect(&format!("<alice -> bob> number {n}"));
         line.close();
-        line = stage.again();
+        line = stage.resuming();
         line.say(&ServerMessage::Resumed(Received { received: 0 }));
         bob.expect("* back online");
         sent.iter().for_each(|letter| line.say(letter));
@@ -1947,11 +2210,11 @@ fn only_frames_the_server_did_not_receive_are_resent() {
     let alice = person("alice");
     for taken in [0, 1, 2] {
         let stage = Stage::new();
-        let (mut bob, line) = stage.with(&[&alice]);
+        let (mut bob, line) = stage.log_in(&[&alice]);
         bob.say("/msg alice hello");
         let send = line.hear_send();
         line.close();
-        let line = stage.again();
+        let line = stage.resuming();
         line.show(alice.shown());
         line.say(&ServerMessage::Resumed(Received { received: taken }));
         if taken < 2 {
@@ -1977,11 +2240,11 @@ fn false_login_after_no_session_is_refused_with_a_reason() {
     ];
     for (falsehood, part) in falsehoods {
         let stage = Stage::new();
-        let (mut bob, line) = stage.with(&[]);
+        let (mut bob, line) = stage.log_in(&[]);
         line.close();
         // The client tries twice, because the password might be changing at this moment.
         for _ in 0..2 {
-            stage.again().say(&no_session());
+            stage.resuming().say(&no_session());
             let line = stage.next();
             assert!(matches!(line.hear(), Some(ClientMessage::LoginRequest(_))));
             line.say(&falsehood);
@@ -1993,15 +2256,15 @@ fn false_login_after_no_session_is_refused_with_a_reason() {
 }
 
 #[test]
-fn login_without_an_answer_opens_no_session() {
+fn unexpected_answer_to_a_resumption_opens_no_session() {
     let alice = person("alice");
     let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice]);
+    let (mut bob, line) = stage.log_in(&[&alice]);
     line.close();
     // Two unexpected messages that claim a session, then the right one.
-    stage.again().say(&granted());
-    stage.again().say(&ServerMessage::Registered);
-    let line = stage.again();
+    stage.resuming().say(&granted());
+    stage.resuming().say(&ServerMessage::Registered);
+    let line = stage.resuming();
     line.say(&ServerMessage::Resumed(Received { received: 0 }));
     bob.expect("* back online");
     line.presence(&["carol"], &[]);
@@ -2027,7 +2290,7 @@ fn withheld_repeated_and_reordered_messages_are_noticed() {
     let mut alice = server.client("alice").ready();
     let mut bob = operator.client(&Arc::new(Folder::new()), "bob").ready();
     alice.expect("* bob is online");
-    // Of six messages: the first twice, the second and third not at all, the fifth before the fourth.
+    // The first of six messages arrives twice, the second and third never, the fifth before the fourth.
     let (mut count, mut held) = (0, None);
     operator.messages(move |message| {
         if !matches!(message, ServerMessage::EncryptedMessage(_)) {
@@ -2066,23 +2329,49 @@ fn withheld_repeated_and_reordered_messages_are_noticed() {
     );
 }
 
+/// Alice, who has a direct connection, and bob and carol, each behind the operator.
+struct Trio {
+    _server: Server,
+    to_bob: Operator,
+    to_carol: Operator,
+    /// Copies of the envelopes that pass to bob.
+    caught: Receiver<ServerMessage>,
+    alice: Client,
+    bob: Client,
+    carol: Client,
+}
+
+impl Trio {
+    fn new() -> Trio {
+        let server = Server::with(&["--no-tls"]);
+        let (to_bob, to_carol) = (Operator::before(&server), Operator::before(&server));
+        let mut alice = server.client("alice").ready();
+        let bob = to_bob.client(&Arc::new(Folder::new()), "bob").ready();
+        let carol = to_carol.client(&Arc::new(Folder::new()), "carol").ready();
+        alice.meets("bob");
+        alice.meets("carol");
+        let (sender, caught) = channel();
+        to_bob.messages(move |message| {
+            if matches!(message, ServerMessage::EncryptedMessage(_)) {
+                let _ = sender.send(copy(&message));
+            }
+            vec![message]
+        });
+        Trio { _server: server, to_bob, to_carol, caught, alice, bob, carol }
+    }
+}
+
+/// Drops all envelopes from now on.
+fn withhold(operator: &Operator) {
+    operator.messages(|message| {
+        if matches!(message, ServerMessage::EncryptedMessage(_)) { vec![] } else { vec![message] }
+    });
+}
+
 /// PROTOCOL#check-recipient, PROTOCOL#wrapped-key.
 #[test]
 fn envelope_redirected_to_a_third_user_is_refused() {
-    let server = Server::with(&["--no-tls"]);
-    let (to_bob, to_carol) = (Operator::before(&server), Operator::before(&server));
-    let mut alice = server.client("alice").ready();
-    let mut bob = to_bob.client(&Arc::new(Folder::new()), "bob").ready();
-    let mut carol = to_carol.client(&Arc::new(Folder::new()), "carol").ready();
-    alice.expect("* bob is online");
-    alice.expect("* carol is online");
-    let (sender, caught) = channel();
-    to_bob.messages(move |message| {
-        if matches!(message, ServerMessage::EncryptedMessage(_)) {
-            let _ = sender.send(copy(&message));
-        }
-        vec![message]
-    });
+    let Trio { _server, to_carol, caught, mut alice, mut bob, mut carol, .. } = Trio::new();
     alice.say("/msg bob for bob alone");
     bob.expect("<alice -> bob> for bob alone");
     let private = caught.recv_timeout(DEADLINE).expect("it passed");
@@ -2090,9 +2379,7 @@ fn envelope_redirected_to_a_third_user_is_refused() {
     let refused = carol.expect(REFUSED);
     assert!(refused.contains("for another user"), "{refused}");
     // Carol gets bob's copy of a broadcast, like a recipient that the operator added.
-    to_carol.messages(|message| {
-        if matches!(message, ServerMessage::EncryptedMessage(_)) { vec![] } else { vec![message] }
-    });
+    withhold(&to_carol);
     alice.say("for everyone whom alice has named");
     bob.expect("<alice> for everyone whom alice has named");
     to_carol.inject(&caught.recv_timeout(DEADLINE).expect("it passed"));
@@ -2101,6 +2388,29 @@ fn envelope_redirected_to_a_third_user_is_refused() {
     // Carol has shown neither message.
     let (_, lines) = carol.finish();
     assert!(!lines.iter().any(|line| line.contains("bob alone") || line.contains("has named")), "{lines:#?}");
+}
+
+/// PROTOCOL#check-recipient, PROTOCOL#check-sequence, PROTOCOL#room-copies.
+#[test]
+fn copy_of_one_member_is_refused_by_another() {
+    let Trio { _server, to_bob, to_carol, caught, mut alice, mut bob, mut carol } = Trio::new();
+    // Carol's copy is withheld, and she gets bob's.
+    withhold(&to_carol);
+    alice.ask("/msg bob,carol one", "<alice -> bob, carol> one");
+    bob.expect("<alice -> bob, carol> one");
+    let of_bob = caught.recv_timeout(DEADLINE).expect("it passed");
+    to_carol.inject(&of_bob);
+    assert!(carol.expect(REFUSED).contains("for another user"));
+    // Bob's own copy is accepted once.
+    to_bob.inject(&of_bob);
+    assert!(bob.expect(REFUSED).contains("a duplicate"));
+    // The withheld copy is missing.
+    to_carol.messages(|message| vec![message]);
+    alice.ask("/msg bob,carol two", "<alice -> bob, carol> two");
+    carol.expect("! 1 message from alice is missing");
+    carol.expect("<alice -> bob, carol> two");
+    let (_, lines) = carol.finish();
+    assert!(!lines.iter().any(|line| line.ends_with("> one")), "{lines:#?}");
 }
 
 #[test]
@@ -2193,7 +2503,7 @@ fn user_cannot_sign_for_another_or_forward_private_text() {
     let mut bob = server.client("bob").ready();
     let (mut raw, mallory) = newcomer(&server, "mallory");
     bob.expect("* mallory is online");
-    // The server already refuses another's name.
+    // The server refuses another sender's name.
     send_raw(&mut raw, "bob", |session| {
         let mut forged = header(&mallory, EVERYONE, 1);
         forged.from = name("bob");
@@ -2201,20 +2511,14 @@ fn user_cannot_sign_for_another_or_forward_private_text() {
         (sealed.envelope.clone(), sealed.wrap_for(session))
     });
     assert_eq!(raw.error(), ErrorCode::WrongSender.as_str());
-    // A private message for a third user, with the key wrapped for bob.
+    // It also refuses a private message for carol with the target bob.
     let carol = person("carol");
     send_raw(&mut raw, "bob", |session| {
         let to_carol = header(&mallory, private_to("carol", carol.session.public()), 1);
         let (envelope, key, oaep_label) = handmade(&mallory, &to_carol, &padded("between us two"), None);
         (envelope, wrap(session, &key, oaep_label))
     });
-    let told = match raw.answer() {
-        Some(ServerMessage::Sent(_)) => bob.expect("! "),
-        Some(ServerMessage::Error(failure)) => failure.code,
-        _ => panic!("no answer"),
-    };
-    let refused = told.starts_with(REFUSED) && told.contains("for another user");
-    assert!(refused || told == ErrorCode::BadTargets.as_str(), "{told}");
+    assert_eq!(raw.error(), ErrorCode::BadTargets.as_str());
     send_raw(&mut raw, "bob", |session| {
         let sealed =
             Sealed::seal(header(&mallory, private_to("bob", session), 1), &mallory.identity, b"honest");
@@ -2300,152 +2604,6 @@ fn tls_never_falls_back_and_each_mismatch_names_its_remedy() {
     assert!(lines[0].contains("WITHOUT TLS"), "{lines:#?}");
 }
 
-/// PROTOCOL#check-recipient.
-#[test]
-fn message_for_another_name_or_session_is_refused() {
-    let mallory = person("mallory");
-    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
-    // Each is correctly signed, with the message key wrapped for bob's own session.
-    for scope in [
-        private_to("carol", &session),
-        (Scope::Room, Some((name("carol"), session.fingerprint()))),
-        private_to("Bob", &session),
-        private_to("bob", mallory.session.public()),
-        (Scope::Room, Some((name("bob"), Fingerprint([7; 32])))),
-    ] {
-        line.say(&message(&mallory, scope.clone(), 1, "not for you", &session));
-    }
-    line.say(&message(&mallory, private_to("bob", &session), 1, "for you", &session));
-    bob.expect("<mallory -> bob> for you");
-    let (_, lines) = bob.finish();
-    assert!(!lines.iter().any(|line| line.contains("not for you")), "{lines:#?}");
-    assert_eq!(
-        times(&lines, "! refused a message that claims to come from mallory: it is for another user"),
-        5
-    );
-}
-
-/// PROTOCOL#check-fields, PROTOCOL#check-text.
-#[test]
-fn room_is_opened_and_left_only_by_messages_of_that_room() {
-    let mallory = person("mallory");
-    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
-    let say = |kind, scope, sequence| {
-        let header = Header { kind, ..header(&mallory, scope, sequence) };
-        line.say(&sealed(&mallory, header, b"", &session));
-    };
-    for kind in [Kind::RoomOpened, Kind::RoomLeft] {
-        for scope in [EVERYONE, private_to("bob", &session)] {
-            say(kind, scope.clone(), 1);
-        }
-    }
-    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
-    let room = || (Scope::Room, Some((name("bob"), session.fingerprint())));
-    say(Kind::RoomOpened, room(), 1);
-    assert!(bob.output.next().expect("a line").starts_with("* mallory has opened a private room with you"));
-    say(Kind::RoomLeft, room(), 2);
-    assert_eq!(bob.output.next().expect("a line"), "* mallory has left the room");
-    let (status, lines) = bob.finish();
-    assert_eq!((status, times(&lines, REFUSED)), (0, 4), "{lines:#?}");
-}
-
-/// PROTOCOL#name-case.
-#[test]
-fn name_that_differs_only_in_letter_case_is_refused() {
-    let (alice, mallory) = (person("alice"), person("mallory"));
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice]);
-    line.say(&message(&alice, EVERYONE, 1, "the real one", &session));
-    bob.expect("<alice> the real one");
-    let double = mallory.called("Alice");
-    line.show(double.shown());
-    line.presence(&["Alice"], &[]);
-    bob.expect("* Alice is online");
-    line.say(&message(&double, private_to("bob", &session), 1, "it is me", &session));
-    let told = bob.output.next().expect("a line");
-    assert!(told.starts_with("! the keys of Alice cannot be used: alice is already known"), "{told}");
-    assert!(bob.output.next().expect("a line").starts_with(REFUSED));
-    bob.ask("/msg Alice secret", "! Alice has no usable key: your message was not delivered");
-    assert!(!std::fs::read_to_string(bob.data("known_users")).expect("read").contains("Alice"));
-    let (_, lines) = bob.finish();
-    assert!(!lines.iter().any(|line| line.contains("it is me")), "{lines:#?}");
-    assert!(line.hears_no_more_sends());
-}
-
-#[test]
-fn room_text_is_never_broadcast_after_the_partner_leaves() {
-    let (alice, carol) = (person("alice"), person("carol"));
-    let stage = Stage::new();
-    let (mut bob, line) = stage.with(&[&alice, &carol]);
-    let refused = |bob: &mut Client, what: &str| {
-        bob.ask(what, "! alice is offline: your message was not delivered");
-    };
-    // The room cannot be opened: the partner has no session.
-    line.show(alice.shown_with(None));
-    bob.say("/room alice");
-    bob.expect(
-        "! alice is offline: no room is open; what you type here is sent to alice alone if they come online",
-    );
-    refused(&mut bob, "secret one");
-    refused(&mut bob, "secret two");
-    bob.ask("/leave", "* conversation with alice closed; you are talking to everyone");
-    // The partner leaves while the room is open.
-    line.show(alice.shown());
-    bob.say("/room alice");
-    let send = line.hear_send();
-    assert_eq!((Line::targets(&send), send.envelope.header.scope), (vec!["alice"], Scope::Room));
-    line.delivered(&send);
-    bob.expect("* you are in a private room with alice");
-    line.show(alice.shown_with(None));
-    line.presence(&[], &["alice"]);
-    bob.expect("* alice has left");
-    refused(&mut bob, "secret three");
-    // Only /leave returns to everyone.
-    bob.ask("/leave", "* conversation with alice closed; you are talking to everyone");
-    bob.say("hello everyone");
-    let send = line.hear_send();
-    assert_eq!((Line::targets(&send), send.envelope.header.scope), (vec!["carol"], Scope::Broadcast));
-    line.delivered(&send);
-    bob.expect("<bob> hello everyone");
-    bob.leaves();
-    assert!(line.hears_no_more_sends());
-}
-
-#[test]
-fn server_cannot_make_a_client_remember_endless_users() {
-    let (bob, mallory) = (person("bob"), person("mallory"));
-    let mut bare = Bare::new(&bob, &[]);
-    let envelope = Sealed::seal(header(&mallory, EVERYONE, 1), &mallory.identity, b"").envelope;
-    let mut told = Vec::new();
-    let mut take = |effects: Vec<Effect>| {
-        told.extend(effects.into_iter().filter_map(|effect| match effect {
-            Effect::Show(Display::Entry(entry)) => Some(entry.line()),
-            _ => None,
-        }));
-    };
-    // No answer brings their keys: a limited number of messages waits.
-    for n in 0..50_001 {
-        let mut envelope = envelope.clone();
-        envelope.header.from = name(&format!("stranger-{n}"));
-        take(bare.hear(delivery(envelope, [0; WRAPPED_BYTES])));
-    }
-    take(bare.wait(60));
-    let refused = |why: &str| told.iter().filter(|line| line.contains(why)).count();
-    assert_eq!(refused("too many messages are waiting for a key"), 30, "{told:#?}");
-    let more = 50_001 - 1024 - 30;
-    assert_eq!(told.last(), Some(&format!("! {more} more notices about users were not shown")));
-    assert_eq!(told.len(), 31);
-    // The client remembers all that wait, but not one more.
-    let mut envelope = envelope.clone();
-    envelope.header.from = name("one-more");
-    bare.wait(1);
-    let effects = bare.hear(delivery(envelope, [0; WRAPPED_BYTES]));
-    let last = effects.into_iter().find_map(|effect| match effect {
-        Effect::Show(Display::Entry(entry)) => Some(entry.text),
-        _ => None,
-    });
-    assert!(last.is_some_and(|text| text.contains("its sender is invalid")));
-}
-
 /// PROTOCOL#server-key.
 #[test]
 fn channel_opens_only_for_the_given_fingerprint() {
@@ -2495,152 +2653,4 @@ fn server_without_its_certificate_s_key_gets_no_channel() {
         });
         assert!(answer.is_err_and(|error| error.kind() == ErrorKind::InvalidData), "{version:?}");
     }
-}
-
-#[test]
-fn answer_about_one_user_reveals_nothing_about_another() {
-    let (alice, mallory) = (person("alice"), person("mallory"));
-    let mut bare = Bare::new(&person("bob"), &[&alice, &mallory]);
-    bare.line("/msg alice hello");
-    let keys = vec![mallory.shown(), alice.shown()];
-    bare.hear(ServerMessage::Keys(Keys { keys, unknown: vec![] }));
-    let known_users = bare.folder.path("known_users");
-    let remembered = || std::fs::read_to_string(&known_users).expect("read");
-    assert!(!remembered().contains("mallory"), "{}", remembered());
-    bare.hear(ServerMessage::Keys(Keys { keys: vec![alice.shown()], unknown: vec![] }));
-    assert!(remembered().contains("\"alice\""), "{}", remembered());
-}
-
-/// The list of members that precedes a room message, and the text.
-fn listed(names: &[&str], text: &str) -> Vec<u8> {
-    let mut bytes = vec![names.len() as u8];
-    for name in names {
-        bytes.push(name.len() as u8);
-        bytes.extend_from_slice(name.as_bytes());
-    }
-    [&bytes, text.as_bytes()].concat()
-}
-
-fn room_of_bob(session: &SessionPublicKey) -> (Scope, Option<(Username, Fingerprint)>) {
-    (Scope::Room, Some((name("bob"), session.fingerprint())))
-}
-
-/// PROTOCOL#check-members.
-#[test]
-fn wrong_list_of_members_is_refused() {
-    let mallory = person("mallory");
-    let (_stage, mut bob, line, session) = Stage::set(&[&mallory]);
-    let say = |plaintext: &[u8], sequence: u64| {
-        let header = header(&mallory, room_of_bob(&session), sequence);
-        line.say(&sealed(&mallory, header, plaintext, &session));
-    };
-    let many: Vec<String> = (0..31).map(|n| format!("a{n:02}")).collect();
-    let many: Vec<&str> = many.iter().map(String::as_str).chain(["bob", "mallory"]).collect();
-    let mut endless = listed(&["bob", "mallory"], "hidden");
-    endless[0] = 255;
-    let wrong = [
-        listed(&["alice", "mallory"], "hidden"),
-        listed(&["alice", "bob"], "hidden"),
-        listed(&["bob"], "hidden"),
-        listed(&["mallory"], "hidden"),
-        listed(&[], "hidden"),
-        listed(&["mallory", "bob"], "hidden"),
-        listed(&["bob", "bob", "mallory"], "hidden"),
-        listed(&["Bob", "bob", "mallory"], "hidden"),
-        listed(&["Carol", "bob", "carol", "mallory"], "hidden"),
-        listed(&["Mallory", "bob", "mallory"], "hidden"),
-        listed(&["Bob", "mallory"], "hidden"),
-        listed(&["bob", "mallory", "x y"], "hidden"),
-        listed(&["", "bob", "mallory"], "hidden"),
-        listed(&["bob", "mallory", &"x".repeat(33)], "hidden"),
-        listed(&many, "hidden"),
-        endless,
-        b"hidden".to_vec(),
-        Vec::new(),
-    ];
-    for plaintext in &wrong {
-        say(plaintext, 1);
-    }
-    say(&listed(&many[1..], "from the largest room"), 1);
-    let shown = bob.expect("from the largest room");
-    assert!(
-        shown.starts_with("<mallory -> a01, a02, ") && shown.ends_with(", a30, bob> from the largest room")
-    );
-    let (_, lines) = bob.finish();
-    assert!(!lines.iter().any(|line| line.contains("hidden")), "{lines:#?}");
-    let refused = "! refused a message that claims to come from mallory: its list of members is invalid";
-    assert_eq!(times(&lines, refused), wrong.len() as u64, "{lines:#?}");
-}
-
-/// PROTOCOL#members, PROTOCOL#check-signature.
-#[test]
-fn message_of_one_room_is_never_shown_in_another() {
-    let (alice, mallory) = (person("alice"), person("mallory"));
-    let (_stage, mut bob, line, session) = Stage::set(&[&alice, &mallory]);
-    let seal = |from: &Person, to, names: &[&str], sequence| {
-        Sealed::seal(header(from, to, sequence), &from.identity, &listed(names, "a text"))
-    };
-    let say = |sealed: &Sealed, envelope: Envelope| line.say(&delivery(envelope, sealed.wrap_for(&session)));
-    // Each list is a room of its own.
-    for (names, sequence) in
-        [(&["alice", "bob"][..], 1), (&["alice", "bob", "carol"], 2), (&["alice", "bob", "dave"], 3)]
-    {
-        let sealed = seal(&alice, room_of_bob(&session), names, sequence);
-        say(&sealed, sealed.envelope.clone());
-        let others: Vec<&str> = names.iter().copied().filter(|name| *name != "alice").collect();
-        assert_eq!(bob.output.next().expect("a line"), format!("<alice -> {}> a text", others.join(", ")));
-    }
-    // The server moves it out of its room, or gives it to another room's sender.
-    let sealed = seal(&alice, room_of_bob(&session), &["alice", "bob", "carol"], 4);
-    let mut moved = sealed.envelope.clone();
-    moved.header.scope = Scope::Private;
-    say(&sealed, moved);
-    let mut moved = sealed.envelope.clone();
-    (moved.header.from, moved.header.identity) = (name("mallory"), mallory.identity.public().fingerprint());
-    say(&sealed, moved);
-    // A text of mallory's own that looks like a list is only a text.
-    let sealed = seal(&mallory, private_to("bob", &session), &["alice", "bob"], 1);
-    say(&sealed, sealed.envelope.clone());
-    bob.expect("<mallory -> bob> ");
-    let (_, lines) = bob.finish();
-    assert_eq!(times(&lines, REFUSED), 2, "{lines:#?}");
-    assert_eq!(lines.iter().filter(|line| line.starts_with("<alice") && line.contains("a text")).count(), 3);
-}
-
-/// PROTOCOL#check-recipient, PROTOCOL#check-sequence, PROTOCOL#room-copies.
-#[test]
-fn copy_of_one_member_is_refused_by_another() {
-    let server = Server::with(&["--no-tls"]);
-    let (to_bob, to_carol) = (Operator::before(&server), Operator::before(&server));
-    let mut alice = server.client("alice").ready();
-    let mut bob = to_bob.client(&Arc::new(Folder::new()), "bob").ready();
-    let mut carol = to_carol.client(&Arc::new(Folder::new()), "carol").ready();
-    alice.meets("bob");
-    alice.meets("carol");
-    let (sender, caught) = channel();
-    to_bob.messages(move |message| {
-        if matches!(message, ServerMessage::EncryptedMessage(_)) {
-            let _ = sender.send(copy(&message));
-        }
-        vec![message]
-    });
-    // Carol's copy is withheld, and she gets bob's.
-    to_carol.messages(|message| {
-        if matches!(message, ServerMessage::EncryptedMessage(_)) { vec![] } else { vec![message] }
-    });
-    alice.ask("/msg bob,carol one", "<alice -> bob, carol> one");
-    bob.expect("<alice -> bob, carol> one");
-    let of_bob = caught.recv_timeout(DEADLINE).expect("it passed");
-    to_carol.inject(&of_bob);
-    assert!(carol.expect(REFUSED).contains("for another user"));
-    // Bob's own copy is accepted once.
-    to_bob.inject(&of_bob);
-    assert!(bob.expect(REFUSED).contains("a duplicate"));
-    // The withheld copy is missing.
-    to_carol.messages(|message| vec![message]);
-    alice.ask("/msg bob,carol two", "<alice -> bob, carol> two");
-    carol.expect("! 1 message from alice is missing");
-    carol.expect("<alice -> bob, carol> two");
-    let (_, lines) = carol.finish();
-    assert!(!lines.iter().any(|line| line.ends_with("> one")), "{lines:#?}");
 }
