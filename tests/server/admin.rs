@@ -64,14 +64,14 @@ fn check_reports_beside_a_running_server_and_changes_nothing() {
 }
 
 #[test]
-fn check_finds_what_would_stop_a_start_and_what_would_not() {
+fn check_finds_damaged_files_and_agrees_with_a_start() {
     let server = Server::start();
     newcomer(&server, "alice");
     newcomer(&server, "bob");
     let home = server.kill();
     let path = |name: &str| home.path("data").join(name);
     let foreign = Server::start().kill();
-    let starts = || {
+    let checked = || {
         let (status, out) = check(&home);
         assert_eq!(status == 0, !out.contains("problem: "), "{out}");
         (status, out)
@@ -90,7 +90,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
         let kept = fs::read(path(name)).ok();
         fs::write(path(name), bytes).expect("written");
         fs::set_permissions(path(name), fs::Permissions::from_mode(0o600)).expect("mode");
-        let (found, out) = starts();
+        let (found, out) = checked();
         assert_eq!(found, status, "{name}: {out}");
         let told = out.lines().any(|line| words.iter().all(|word| line.contains(word)));
         assert!(told, "{name}: {words:?} is not in {out}");
@@ -109,12 +109,12 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
     // A certificate without its key, and a key without its certificate.
     let key = fs::read(path("certs/server.key")).expect("there");
     fs::remove_file(path("certs/server.key")).expect("removed");
-    let (status, out) = starts();
+    let (status, out) = checked();
     assert!(status == 1 && out.contains("the certificate's key is missing"), "{out}");
     assert_eq!(run_server(&home, &["--check", "--no-tls"]).0, 0, "TLS is not asked for");
     fs::write(path("certs/server.key"), key).expect("written");
     fs::remove_file(path("certs/server.crt")).expect("removed");
-    let (status, out) = starts();
+    let (status, out) = checked();
     assert!(status == 0 && out.contains("a start creates one for certs/server.key"), "{out}");
     assert!(out.contains("server.key: other users have access to this file: a start closes it"), "{out}");
     // A folder with other content, which other users can enter.
@@ -127,7 +127,7 @@ fn check_finds_what_would_stop_a_start_and_what_would_not() {
 }
 
 #[test]
-fn check_reports_exactly_what_would_stop_a_start() {
+fn check_finds_files_of_a_wrong_type_that_stop_a_start() {
     let server = Server::start();
     newcomer(&server, "alice");
     let mut home = server.kill();
@@ -280,7 +280,7 @@ fn unread_output_delays_neither_clients_nor_the_exit() {
 
 /// PROTOCOL#lockout, PROTOCOL#registration-limit.
 #[test]
-fn guesser_gets_a_log_line_a_failure_then_one_a_minute() {
+fn guesses_are_logged_until_the_lock_and_then_once_a_minute() {
     let server = Server::with(&["--registrations", "2"]);
     newcomer(&server, "alice");
     let alice = Person::new("alice");
@@ -386,16 +386,16 @@ fn login_is_refused_if_its_account_changes_before_the_end() {
     fn remove(server: &Server, _: &Person) {
         assert!(ask_server(server, b"remove alice\n").starts_with("ok alice "));
     }
-    fn make_anew(server: &Server, alice: &Person) {
+    fn register_again(server: &Server, alice: &Person) {
         remove(server, alice);
-        // The same in every byte, but a new account.
+        // A new account with the same name, key and password.
         server.raw().register_quickly(alice);
     }
     fn change_password(server: &Server, alice: &Person) {
         let changed = server.raw().change_password(alice, PASSWORD, NEW);
         assert!(matches!(changed, Some(ServerMessage::PasswordChanged)));
     }
-    for change in [remove, make_anew, change_password] {
+    for change in [remove, register_again, change_password] {
         let (mut server, alice) = (Server::start(), Person::new("alice"));
         let (mut raw, response) = about_to_log_in(&server, &alice);
         change(&server, &alice);
@@ -438,7 +438,7 @@ fn commands_without_a_server_act_directly_or_refuse() {
     let server = Server::start();
     newcomer(&server, "alice");
     newcomer(&server, "bob");
-    let (_, alice) = (server.raw(), Person::new("alice"));
+    let alice = Person::new("alice");
     let lock = |server: &Server| {
         (0..5).for_each(|_| _ = server.fail(&alice));
         assert_eq!(server.fail(&alice).code, "locked");
@@ -527,7 +527,7 @@ fn kill_of_either_side_leaves_an_account_complete_or_gone() {
         let (_, alice) = newcomer(&server, &name);
         let mut command = server_command(&server.home, &["user", "remove", &name]);
         let mut command = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-        // Not a wait for an event: each round hits another moment.
+        // Kill at another moment in each round.
         thread::park_timeout(Duration::from_micros(round * 700));
         if round % 2 == 0 {
             let _ = command.kill();

@@ -5,9 +5,9 @@ use crate::support::{
     send_to, shown_mailbox, traces, until, user,
 };
 use secure_messenger::clock;
-use secure_messenger::crypto::envelope::{Kind, Sealed};
+use secure_messenger::crypto::envelope::{Header, Kind, Sealed, Word};
 use secure_messenger::crypto::keys::SessionKey;
-use secure_messenger::protocol::{ClientMessage, ServerMessage};
+use secure_messenger::protocol::{ClientMessage, ServerMessage, WrappedKey};
 use std::fs;
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ fn only_a_direct_message_for_the_key_in_use_is_kept() {
     let server = Server::start();
     let carol = server.absent("carol");
     let (mut alice, from) = server.present("alice");
-    let (dave, dave_himself) = server.present("dave");
+    let (dave, _) = server.present("dave");
     dave.leaves();
     let (mut erin, erin_herself) = server.present("erin");
     assert_eq!(erin.set_mailbox(&erin_herself.mailbox(clock::now_ms())), "mailbox_set");
@@ -82,9 +82,8 @@ fn only_a_direct_message_for_the_key_in_use_is_kept() {
         assert_eq!(alice.outcome(&from.mail_for(to, key, 7, "text")), outcome, "{to}");
     }
     assert!(alice.keys(&["dave"]).keys[0].mailbox_key.is_none());
-    assert_eq!(dave_himself.name.as_str(), "dave");
-    // Notices, file messages and broadcasts do not wait, nor does an envelope that is wrong.
-    let envelope = |change: &dyn Fn(&mut secure_messenger::protocol::Header)| {
+    // File messages, unknown kinds, broadcasts and invalid envelopes are not kept.
+    let envelope = |change: &dyn Fn(&mut Header)| {
         let mut header = support::header(&from, private_to("carol", mailbox), 1);
         change(&mut header);
         let sealed = Sealed::seal(header, &from.identity, b"");
@@ -93,12 +92,12 @@ fn only_a_direct_message_for_the_key_in_use_is_kept() {
     for kind in [Kind::FileOffer, Kind::FileCancel] {
         assert_eq!(alice.outcome(&envelope(&|header| header.kind = kind)), "offline");
     }
-    let later = Kind::Later(secure_messenger::crypto::envelope::Word::new("poke").expect("short"));
+    let later = Kind::Later(Word::new("poke").expect("short"));
     assert_eq!(alice.outcome(&envelope(&|header| header.kind = later)), "offline");
     let mut broadcast = support::letter(&from, &["carol"], 1, 256);
     let mut id = mailbox.fingerprint().0.to_vec();
     id.resize(264, 1);
-    let key = secure_messenger::protocol::WrappedKey::new(&id.try_into().expect("264 bytes"));
+    let key = WrappedKey::new(&id.try_into().expect("264 bytes"));
     broadcast.routing.keys = [(carol.name.clone(), key)].into_iter().collect();
     assert_eq!(alice.outcome(&ClientMessage::EncryptedSend(Box::new(broadcast))), "offline");
     assert_eq!(alice.outcome(&envelope(&|header| header.from = carol.name.clone())), "wrong_sender");
@@ -127,7 +126,7 @@ fn lost_message_can_be_kept_as_soon_as_it_is_reported() {
     assert_eq!(raw.set_mailbox(&carol.mailbox(clock::now_ms())), "mailbox_set");
     let (mut alice, from) = server.present("alice");
     assert_eq!(alice.outcome(&from.mail_for("carol", carol.session.public(), 5, "text")), "delivered");
-    // Her client is gone before it acknowledged the message.
+    // Her client leaves before it acknowledges the message.
     raw.leaves();
     loop {
         match alice.answer() {
@@ -172,7 +171,7 @@ fn full_disk_refuses_messages_until_there_is_room() {
     let ((mut alice, from), (mut dave, himself)) = (server.present("alice"), server.present("dave"));
     let letter = |number| from.mail_for("carol", mailbox_key().public(), number, "text");
     assert_eq!(alice.outcome(&letter(1)), "kept");
-    // A limit on the file size plays the full disk.
+    // A limit on the size of files stands in for a full disk.
     if !limit_files(server.child.id(), "1000:") {
         return;
     }
@@ -257,7 +256,7 @@ fn check_and_status_report_what_waits_and_what_is_damaged() {
 
 /// PROTOCOL#keeping.
 #[test]
-fn mail_waits_for_hundreds_without_descriptors_or_threads() {
+fn mail_for_absent_users_holds_no_descriptors() {
     let server = Server::with(&["--registrations", "100000"]);
     let (mut alice, from) = server.present("alice");
     let held = || fs::read_dir(format!("/proc/{}/fd", server.child.id())).map_or(0, Iterator::count);

@@ -2,8 +2,8 @@
 //! what neither the wire nor the disk may reveal.
 
 use crate::support::{
-    self, Client, Folder, Gate, PASSWORD, Person, Raw, Server, Way, fingerprint, has, hex, holds, newcomer,
-    openssl, refused, refused_start, run, run_server, traces, until,
+    self, Client, DATA, Folder, Gate, PASSWORD, Person, Raw, Server, Way, fingerprint, has, hex, holds,
+    newcomer, openssl, refused, refused_start, run, run_server, traces, until,
 };
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
@@ -12,6 +12,7 @@ use secure_messenger::clock;
 use secure_messenger::disk;
 use secure_messenger::protocol::{ClientMessage, ServerMessage};
 use secure_messenger::wire::certificate::{self, Prepared};
+use secure_messenger::wire::tls::Unverified;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -20,6 +21,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
+/// In milliseconds.
 const DAY: u64 = 24 * 3600 * 1000;
 
 #[test]
@@ -28,11 +30,7 @@ fn only_the_owner_can_read_files_of_server_or_client() {
     let mut alice = server.client("alice").ready();
     let bob = server.client("bob").ready();
     alice.ask("/msg bob hello", "<alice -> bob> hello");
-    let folders = [
-        server.data(""),
-        bob.home.path(".secure_messenger_client"),
-        alice.home.path(".secure_messenger_client"),
-    ];
+    let folders = [server.data(""), bob.data(""), alice.data("")];
     fn check(path: &Path) -> usize {
         let data = fs::symlink_metadata(path).expect("there");
         let mode = data.permissions().mode() & 0o7777;
@@ -49,7 +47,7 @@ fn only_the_owner_can_read_files_of_server_or_client() {
 }
 
 #[test]
-fn open_data_folder_is_made_private_unless_it_holds_more() {
+fn open_data_folder_is_made_private_unless_it_has_other_files() {
     let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
     let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode");
     let home = Server::start().kill();
@@ -135,7 +133,6 @@ fn last_thirty_days_of_a_certificate_are_announced() {
 
 /// The fingerprint that a new connection sees.
 fn seen(server: &Server) -> String {
-    use secure_messenger::wire::tls::Unverified;
     let deadline = std::time::Instant::now() + support::DEADLINE;
     Unverified::connect("localhost", Arc::new(server.socket()), deadline)
         .expect("a handshake")
@@ -265,8 +262,9 @@ fn help_names_every_option_and_version_the_version() {
     let home = Folder::new();
     let (status, text, errors) = run_server(&home, &["--help"]);
     assert_eq!((status, &*errors), (0, ""));
-    let options = "--host --port --data-dir --no-tls --closed --clients --per-address --waiting --outbox --rate \
-        --registrations --grace --help --version 1315 ~/.secure_messenger";
+    let options = "--host --port --data-dir --no-tls --closed --check --clients --per-address --waiting --outbox \
+        --rate --registrations --grace --mail --mail-sender --mail-total --mail-messages --mail-days --help --version \
+        1315 ~/.secure_messenger";
     for option in options.split(' ') {
         assert!(text.contains(option), "{option}");
     }
@@ -288,40 +286,6 @@ fn used_port_or_folder_is_reported_and_first_server_continues() {
     assert!(error.contains("no-such-host.invalid"), "{error}");
     assert!(alice.is_usable());
     newcomer(&server, "bob");
-}
-
-#[test]
-fn damaged_users_json_stops_the_start_and_a_torn_end_does_not() {
-    let server = Server::start();
-    let (_, alice) = newcomer(&server, "alice");
-    newcomer(&server, "bob");
-    let home = server.kill();
-    let path = home.path("data/users.json");
-    let whole = fs::read_to_string(&path).expect("there");
-    for (damaged, line) in [
-        (whole.replacen("\"bob\"", "\"b/b\"", 1), 2),
-        (whole.replacen("salt", "tlas", 1), 1),
-        (whole.replacen('\n', "\n\n#\n", 1), 3),
-        (format!("{whole}{}\n", "x".repeat(10_000)), 3),
-        (format!("\0\0\0\0\n{whole}"), 1),
-    ] {
-        fs::write(&path, &damaged).expect("written");
-        let error = refused_start(&home, &[]);
-        assert!(error.contains("users.json") && error.contains(&format!("line {line} ")), "{error}");
-        assert!(error.contains("restore"), "{error}");
-        assert_eq!(fs::read_to_string(&path).expect("kept"), damaged);
-    }
-    fs::write(&path, format!("{whole}{{\"name\":\"carol\",\"sal")).expect("written");
-    let server = Server::within(home, &[]);
-    let line = server.told(" 20 bytes after the last record could not be read, and are set aside in ");
-    let aside = line.rsplit(' ').next().expect("a path");
-    assert_eq!(fs::read_to_string(aside).expect("kept"), "{\"name\":\"carol\",\"sal");
-    server.logs("event=storage_notice ");
-    server.told("(2 accounts)");
-    server.raw().logs_in(&alice);
-    newcomer(&server, "carol");
-    let server = Server::within(server.kill(), &[]);
-    server.told("(3 accounts)");
 }
 
 #[test]
@@ -421,7 +385,7 @@ fn tls_sessions_never_resume_and_tls_1_2_needs_ems() {
     let server = Server::start();
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
         let mut config = tls_client(&server, &[version]);
-        // A client that resumes whatever the server allows.
+        // This client resumes a session if the server allows it.
         (config.resumption, config.enable_early_data) = (Resumption::in_memory_sessions(16), true);
         let config = Arc::new(config);
         for _ in 0..3 {
@@ -484,12 +448,12 @@ fn closed_server_creates_no_accounts_and_serves_old_ones() {
     let carol = server.client("carol");
     let home = carol.home.clone();
     carol.ends(1, "no new accounts");
-    assert!(!home.path(".secure_messenger_client/keys/carol_private.key").exists());
+    assert!(!home.path(DATA).join("keys/carol_private.key").exists());
     assert!(!server.data("keys/bob.pem").exists());
 }
 
 #[test]
-fn security_log_has_one_line_an_event_and_no_user_lines() {
+fn security_log_has_one_line_per_event_and_no_forged_line() {
     let server = Server::start();
     let (mut raw, _) = newcomer(&server, "alice");
     raw.bytes(b"{\"type\":\"logout\"}\n");
@@ -570,18 +534,6 @@ fn wire_and_server_files_hold_no_message_and_no_password() {
     assert!(traces(secrets[0].as_bytes()).iter().any(|trace| holds(needle.as_bytes(), trace)));
 }
 
-#[test]
-fn tls_and_no_tls_never_mix() {
-    let (plain, tls) = (Server::with(&["--no-tls"]), Server::start());
-    for (port, with_tls) in [(plain.port, true), (tls.port, false)] {
-        let home = Arc::new(Folder::new());
-        Client::within(home, port, "alice", with_tls, &["--register"]).ends(1, "--no-tls");
-    }
-    for server in [plain, tls] {
-        assert_eq!(fs::read_to_string(server.data("users.json")).expect("read"), "");
-    }
-}
-
 /// PROTOCOL#full, PROTOCOL#replaced.
 #[test]
 fn user_logs_in_again_on_a_full_server_and_no_other_does() {
@@ -606,7 +558,6 @@ fn user_logs_in_again_on_a_full_server_and_no_other_does() {
             assert_eq!(std::mem::replace(&mut current, next).error(), "signed_in_elsewhere");
         }
     });
-
     assert!(served.is_usable());
 }
 
@@ -624,7 +575,7 @@ fn full_server_says_so_and_serves_its_sessions() {
     assert!(alice.is_usable());
     let told = "! your account is created, but the login failed: the server says: the server is full: try again later";
     server.client("dave").ends(1, told);
-    // A session without a connection gives up its place before its time is over.
+    // On a full server, a session without a connection ends before its grace period is over.
     drop(bob);
     until("there is room again", || matches!(server.raw().log_in(&carol), Some(ServerMessage::Session(_))));
 }

@@ -8,7 +8,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-/// The two chat through the storm; returns the server for later checks.
+/// Lets two users chat during a storm, and returns the server for later checks.
 fn witnessed(storm: fn(u16, &AtomicBool)) -> Server {
     let server = Server::with(&ARGUMENTS);
     let mut pair = Pair::on(&server);
@@ -26,7 +26,7 @@ fn witnessed(storm: fn(u16, &AtomicBool)) -> Server {
     server
 }
 
-/// The log has the event, but only a few times: once a minute, and the test takes less than a few minutes.
+/// Checks that the log has the event at most 5 times: it is logged once a minute, and a storm takes less than 5.
 fn is_logged_sparingly(server: &Server, event: &str) {
     let count = || server.log().lines().filter(|line| line.contains(&format!(" event={event} "))).count();
     until(event, || count() > 0);

@@ -39,16 +39,17 @@ struct Peer<'a> {
     resumed: usize,
 }
 
-/// A connection, and the relay that it goes through, which cuts nothing so far.
+/// A connection, and the relay before the server.
 fn connect(server: &Server) -> (Raw, Gate) {
     let gate = Gate::before(server);
     gate.limit_kernel();
     let socket = TcpStream::connect(("127.0.0.1", gate.port)).expect("connected");
-    // Otherwise the kernel takes more and more by itself, long after nobody reads.
+    // Otherwise the kernel enlarges its buffer, and still accepts data long after the test has stopped reading.
     SockRef::from(&socket).set_recv_buffer_size(64 * 1024).expect("a socket");
     (Raw::over(socket, server.tls), gate)
 }
 
+/// The token of a session, which must expire after 24 hours.
 fn lasting_a_day(session: Session) -> Key {
     let left = session.expires.saturating_sub(clock::now_ms());
     assert!((86_340_000..=86_400_000).contains(&left), "{left} ms");
@@ -149,6 +150,13 @@ impl<'a> Peer<'a> {
         }
     }
 
+    /// Waits until this user is online.
+    fn meets(&mut self, name: &Username) {
+        self.hear_message(
+            |message| matches!(message, ServerMessage::Presence(news) if news.joined.contains(name)),
+        );
+    }
+
     fn sent(&mut self) -> Sent {
         match self.hear_message(|message| matches!(message, ServerMessage::Sent(_))) {
             ServerMessage::Sent(sent) => sent,
@@ -164,7 +172,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Waits until the server has handled everything sent so far; what arrives meanwhile.
+    /// Waits until the server has handled everything sent so far, and returns what arrives meanwhile.
     fn settle(&mut self) -> Vec<Heard> {
         let mut all = Vec::new();
         self.say(&ClientMessage::Ping);
@@ -252,7 +260,7 @@ fn answer(mut raw: Raw, proof: Resume) -> Option<String> {
 
 const NO_SESSION: &str = "no_session";
 
-/// An envelope that only the server accepts: for one user, or for all of them.
+/// An envelope that only the server accepts: private for one target, a broadcast for several.
 fn letter(from: &Person, targets: &[&str], number: u64, size: usize) -> ClientMessage {
     let mut letter = support::letter(from, targets, number, size);
     if let [one] = targets {
@@ -274,7 +282,7 @@ fn grant(peer: &str, count: u32) -> ClientMessage {
     ClientMessage::Grant(Grant { peer: name(peer), transfer: Fixed(TRANSFER), count })
 }
 
-/// Receives everything that was sent to bob: the numbers must continue where they were.
+/// Counts the envelopes and packets that bob receives; each kind must arrive in order.
 struct Tally {
     letters: u64,
     packets: u64,
@@ -509,7 +517,7 @@ fn renewal_brings_a_new_token_and_the_former_works_once() {
     let renew = |alice: &mut Peer<'_>| {
         let key = SessionKey::generate();
         let certificate = alice.person.identity.certify(&alice.person.name, &key, clock::now_ms());
-        alice.say(&ClientMessage::Renew(Box::new(certificate.clone())));
+        alice.say(&ClientMessage::Renew(Box::new(certificate)));
         match alice.hear_message(|message| matches!(message, ServerMessage::Session(_))) {
             ServerMessage::Session(session) => lasting_a_day(session),
             _ => unreachable!(),
@@ -549,7 +557,7 @@ fn ended_session_is_not_resumed() {
     assert_eq!(refusal(&server, &bob.name(), bob.received + 1000, &new), no);
     // Ended by the grace period.
     carol.hang_up();
-    until("carol has left", || server.log().contains("event=logout user=carol "));
+    server.logs("event=logout user=carol ");
     assert_eq!(refusal(&server, &carol.name(), carol.received, &carol.token), no);
     assert!(second.is_usable());
     let log = server.log();
@@ -598,7 +606,7 @@ fn unacknowledged_messages_are_lost_however_a_session_ends() {
         let mut bob = Peer::new(&server, how);
         bob.acks = false;
         let name = bob.name();
-        alice.hear_message(|m| matches!(m, ServerMessage::Presence(p) if p.joined.contains(&name)));
+        alice.meets(&name);
         let mut kinds: Vec<_> = (1..=8).map(|n| letter(&alice.person, &[how], base + n, 100)).collect();
         kinds[4] = letter(&alice.person, &[how, "carol"], base + 5, 100);
         for (at, kind, scope) in [
@@ -637,7 +645,7 @@ fn lost_is_only_for_the_session_that_sent_the_message() {
     let server = Server::with(&["--grace", "1"]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let name = bob.name();
-    alice.hear_message(|m| matches!(m, ServerMessage::Presence(p) if p.joined.contains(&name)));
+    alice.meets(&name);
     alice.say(&letter(&alice.person, &["bob"], 1, 100));
     assert_eq!(alice.sent().delivered.len(), 1);
     // A resumption is the same session, a login is not.
@@ -675,7 +683,7 @@ fn disconnected_user_stays_online_until_the_session_ends() {
             _ => unreachable!(),
         }
     };
-    alice.hear_message(|m| matches!(m, ServerMessage::Presence(p) if p.joined.contains(&bob.person.name)));
+    alice.meets(&bob.name());
     bob.hang_up();
     assert!(shown(&mut alice));
     let word = letter(&alice.person, &["bob"], 1, 10);
@@ -720,7 +728,7 @@ fn frames_for_a_disconnected_user_wait_within_limits() {
         bob.ack();
         bob.settle();
         bob.hang_up();
-        // Her half of 384 KiB, in envelopes of 12 KiB.
+        // Alice's half of 384 KiB has room for this number of envelopes of 12 KiB.
         let refused = flood(&mut alice);
         assert!((14..=20).contains(&refused), "{refused}");
         for number in 1..refused {
@@ -779,6 +787,15 @@ fn client_that_never_acknowledges_is_busy_and_misses_nothing() {
     assert!(alice.sent().busy.is_empty());
 }
 
+/// Checks that the server ends the connection with this error, and the session with it.
+fn has_ended(mut peer: Peer<'_>, code: &str) {
+    assert_eq!(peer.raw.error(), code);
+    assert!(peer.raw.is_closed());
+    let refused = refusal(peer.server, &peer.name(), peer.received, &peer.token);
+    assert_eq!(refused, Some(NO_SESSION.into()));
+    peer.server.logs(&format!("event=logout user={} ", peer.name()));
+}
+
 /// PROTOCOL#ack-true, PROTOCOL#ends-at-once, PROTOCOL#ack.
 #[test]
 fn ack_that_exceeds_sent_frames_or_falls_ends_the_session() {
@@ -789,11 +806,7 @@ fn ack_that_exceeds_sent_frames_or_falls_ends_the_session() {
         peer.ack();
         let received = peer.received.wrapping_add_signed(wrong);
         peer.raw.say(&ClientMessage::Ack(Received { received }));
-        assert_eq!(peer.raw.error(), "malformed");
-        assert!(peer.raw.is_closed());
-        let refused = refusal(&server, &peer.name(), peer.received, &peer.token);
-        assert_eq!(refused, Some(NO_SESSION.into()));
-        until("it has ended", || server.log().contains(&format!("event=logout user={name} ")));
+        has_ended(peer, "malformed");
     }
 }
 
@@ -805,11 +818,7 @@ fn overlong_line_or_packet_ends_the_session_at_once() {
         let mut peer = Peer::new(&server, name);
         peer.settle();
         peer.raw.bytes(&long);
-        assert_eq!(peer.raw.error(), "line_too_long");
-        assert!(peer.raw.is_closed());
-        let refused = refusal(&server, &peer.name(), peer.received, &peer.token);
-        assert_eq!(refused, Some(NO_SESSION.into()));
-        until("it has ended", || server.log().contains(&format!("event=logout user={name} ")));
+        has_ended(peer, "line_too_long");
     }
 }
 

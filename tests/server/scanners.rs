@@ -1,10 +1,11 @@
-//! TLS, as the scanners of other people see it: every protocol version, cipher and known attack that they try.
+//! TLS, as independent scanners see it: every protocol version, cipher and known attack that they try.
 
 use crate::support::{Server, has, other, run};
 use std::collections::BTreeMap;
 use std::fs;
 
-/// What testssl.sh holds against a certificate that clients know by its fingerprint, and against this machine's OpenSSL.
+/// Findings of testssl.sh that do not count: clients know the certificate by its fingerprint, and the last one is about
+/// this machine's OpenSSL.
 const ACCEPTED: [(&str, &str); 4] = [
     ("cert_chain_of_trust", "failed (self signed)."),
     ("cert_revocation", "Neither CRL nor OCSP URI provided"),

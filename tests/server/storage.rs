@@ -1,4 +1,4 @@
-//! Files as editors, crashes, backups and log rotation leave them, and full outputs: real programs read them, refuse
+//! Files as editors, crashes, backups and log rotation leave them, and full disks: real programs read the files, refuse
 //! them or set them aside, and erase nothing.
 
 use crate::support::{
@@ -50,7 +50,7 @@ fn edited(text: &str) -> Vec<String> {
     ]
 }
 
-/// Two accounts without a connection.
+/// A data folder with the accounts of alice and bob; the path and the text of its `users.json`.
 fn two_accounts() -> (Arc<Folder>, PathBuf, String) {
     let server = Server::start();
     newcomer(&server, "alice");
@@ -63,7 +63,7 @@ fn two_accounts() -> (Arc<Folder>, PathBuf, String) {
 
 /// OPERATING#records.
 #[test]
-fn accounts_count_however_an_editor_has_saved_them() {
+fn accounts_load_however_an_editor_saved_them() {
     let (mut home, path, text) = two_accounts();
     for edited in edited(&text) {
         fs::write(&path, &edited).expect("written");
@@ -103,6 +103,10 @@ fn accounts_that_cannot_be_read_stop_the_start() {
         (format!("{first}{}", "x".repeat(10_000)).into_bytes(), "line 2 is damaged"),
         (format!("{first}{{\"name\":\"bob\"\n{text}").into_bytes(), "line 2 is damaged"),
         (text.replace('\n', "\r").into_bytes(), "line 1 is damaged"),
+        (text.replacen("salt", "tlas", 1).into_bytes(), "line 1 is damaged"),
+        (text.replacen('\n', "\n\n#\n", 1).into_bytes(), "line 3 is damaged"),
+        (format!("{text}{}\n", "x".repeat(10_000)).into_bytes(), "line 3 is damaged"),
+        (format!("\0\0\0\0\n{text}").into_bytes(), "line 1 is damaged"),
     ] {
         fs::write(&path, &bytes).expect("written");
         let reason = refusal(&home, &path);
@@ -136,7 +140,7 @@ fn accounts_overwritten_in_place_get_no_more_records() {
 
 /// OPERATING#records.
 #[test]
-fn locks_count_despite_unreadable_lines() {
+fn locks_hold_despite_unreadable_lines() {
     let mut home = used_folder();
     let path = home.path("data/locks.json");
     let until = std::time::SystemTime::now() + std::time::Duration::from_secs(600);
@@ -209,6 +213,10 @@ fn torn_end_of_accounts_is_set_aside_each_time() {
     let server = Server::within(home, &[]);
     server.told("(2 accounts)");
     assert_eq!(fs::read_to_string(&path).expect("there"), text);
+    // The next record follows the last complete one.
+    server.raw().logs_in(&Person::new("alice"));
+    newcomer(&server, "carol");
+    Server::within(server.kill(), &[]).told("(3 accounts)");
 }
 
 /// OPERATING#key-keeps-name.
@@ -232,8 +240,7 @@ fn name_stays_with_its_key_when_its_record_is_lost() {
         let server = Server::within(home, &[]);
         server.told("key files belong to no account");
         for name in ["alice", "Alice"] {
-            let other = Person { identity: Arc::new(IdentityKey::generate()), ..Person::new(name) };
-            assert_eq!(register(&server, &other), "name_taken", "{lost:?}");
+            assert_eq!(register(&server, &other.called(name)), "name_taken", "{lost:?}");
         }
         assert_eq!(register(&server, &alice), "registered");
         server.raw().logs_in(&alice);
@@ -245,7 +252,7 @@ fn name_stays_with_its_key_when_its_record_is_lost() {
     let (status, out) = user(&server.home, &["remove", "alice"]);
     assert!(status == 0 && out.contains("alice is removed"), "{out}");
     assert_eq!(register(&server, &other), "registered");
-    // A removed account does not keep its name, wherever a crash came between.
+    // A removed account does not keep its name, even if a crash has left its key file.
     assert_eq!(user(&server.home, &["remove", "alice"]).0, 0);
     let home = server.kill();
     fs::write(home.path("data/keys/alice.pem"), other.identity.public().to_pem()).expect("written");
@@ -255,9 +262,9 @@ fn name_stays_with_its_key_when_its_record_is_lost() {
 }
 
 #[test]
-fn key_file_of_an_account_counts_however_it_was_saved() {
+fn key_file_of_an_account_loads_however_it_was_saved() {
     let server = Server::start();
-    let (mut raw, alice) = newcomer(&server, "alice");
+    let (mut raw, _) = newcomer(&server, "alice");
     let path = server.data("keys/alice.pem");
     let pem = fs::read_to_string(&path).expect("there");
     for edited in edited(&pem).iter().filter(|edited| edited.matches("BEGIN").count() == 1) {
@@ -265,7 +272,7 @@ fn key_file_of_an_account_counts_however_it_was_saved() {
         let (_, checked) = check(&server.home);
         assert!(!checked.contains("alice.pem: not the key"), "{edited:?}: {checked}");
     }
-    assert!(raw.is_usable() && alice.name.as_str() == "alice");
+    assert!(raw.is_usable());
 }
 
 // ---- the client's files
@@ -289,7 +296,7 @@ fn folder(home: &Folder, name: &str) -> PathBuf {
 
 /// OPERATING#records.
 #[test]
-fn client_records_count_however_they_were_saved() {
+fn client_records_load_however_they_were_saved() {
     let server = Server::start();
     let home = knowing(&server);
     let host = format!("127.0.0.1:{}", server.port);
@@ -384,7 +391,7 @@ fn pinned_server_stays_known_and_a_torn_pin_is_not_replaced() {
 
 /// OPERATING#records.
 #[test]
-fn user_whose_record_is_zeros_needs_a_decision() {
+fn user_with_a_zeroed_record_must_be_trusted_again() {
     let server = Server::start();
     let mut bob = server.client("bob").ready();
     let mut alice = server.client("alice").ready();
@@ -539,7 +546,7 @@ fn linked_file_stops_the_start_and_the_link_stays() {
 
 /// OPERATING#records.
 #[test]
-fn failed_append_on_a_full_disk_is_taken_back() {
+fn failed_append_on_a_full_disk_is_undone() {
     let (home, path, text) = two_accounts();
     let server = Server::within(home, &[]);
     let pid = server.child.id();
@@ -722,11 +729,11 @@ fn renamed_or_removed_log_is_recreated() {
     fs::remove_file(&log).expect("removed");
     newcomer(&server, "carol");
     until("it is there again", || log.exists() && server.log().contains("event=login user=carol "));
-    // At once on request.
+    // SIGHUP recreates it at once.
     fs::rename(&log, &old).expect("renamed");
     server.signal("-HUP");
     until("it is there again", || log.exists() && reloads(&server) == 1);
-    // As copytruncate does it.
+    // logrotate's `copytruncate` empties it in place.
     File::options().write(true).open(&log).and_then(|file| file.set_len(0)).expect("cut");
     newcomer(&server, "dave");
     server.logs("event=login user=dave ");
@@ -854,7 +861,7 @@ fn rotation_of_the_log_loses_no_event() {
 }
 
 #[test]
-fn full_log_disk_is_reported_and_counted_and_ends_nothing() {
+fn full_log_disk_is_reported_and_lost_events_are_counted() {
     let home = used_folder();
     let log = home.path("data/logs/security.log");
     // Files are limited to 32 KiB (the shell chooses the block size), and this one is longer.
@@ -920,7 +927,7 @@ fn operator_reaches_a_server_in_a_deep_folder() {
 }
 
 #[test]
-fn editor_that_replaces_a_file_in_use_costs_no_record() {
+fn replacing_a_file_in_use_loses_no_record() {
     let server = Server::start();
     let home = knowing(&server);
     let mut alice = server.client_in(&home, "alice", &[]).ready();
@@ -940,7 +947,7 @@ fn editor_that_replaces_a_file_in_use_costs_no_record() {
         assert!(saved.ends_with("}\n") && saved.contains(name), "{saved}");
     }
     alice.leaves();
-    // A server whose file was exchanged confirms nothing that a restart would not find.
+    // A server whose file was replaced confirms no record, because a restart would not find it.
     let users = server.data("users.json");
     let mut copy = File::create(server.data("copy")).expect("made");
     copy.write_all(&fs::read(&users).expect("there")).expect("written");
