@@ -83,7 +83,7 @@ fn sequences(choices: &mut Choices<'_>) -> (Vec<u8>, Option<String>) {
                 bytes.extend([b"\x1b[200~", raw.as_bytes(), b"\x1b[201~"].concat());
                 expected += &raw;
             }
-            // The keypad's equals sign is text.
+            // A function or keypad key. The next one, ESC O X, is the keypad's equals sign, which is text.
             2 => bytes.extend([0x1b, b'O', b'@' + choices.byte() % 24]),
             // A control string with any content except what ends it.
             4 => {
@@ -198,7 +198,7 @@ fn text(data: &[u8]) {
     assert!(!lines.contains(|c| c != '\n' && is_harmful(c)));
     assert!(lines.matches('\n').count() < 100);
     assert_eq!(sanitise_lines(&lines), lines);
-    // Typed text is not sanitised, so this must hold for any text.
+    // Typed text is not sanitised, so the following must hold for any text.
     for text in [&clean, &lines, &*raw] {
         assert_eq!(clusters(text).collect::<String>(), *text);
         assert_eq!(width(text), columns(text), "{text:?}");
@@ -336,7 +336,7 @@ fn parsed(line: &str) {
         Ok(Command::SendFile(_, path)) => assert!(!path.is_empty() && !path.contains('\n'), "{line:?}"),
         Ok(Command::Nothing) => assert!(line.chars().all(is_blank)),
         Ok(_) => assert!(line.starts_with('/') && !line.starts_with("//"), "{line:?}"),
-        // The test cannot compute how a terminal shows this text.
+        // Text with other characters may be refused too: the test does not predict which.
         Err(text) => assert!(
             !text.is_empty()
                 && (is_like_one

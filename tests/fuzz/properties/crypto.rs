@@ -266,7 +266,10 @@ fn key_file(text: &[u8]) {
 fn some_key_files() -> Vec<Vec<u8>> {
     let binary = |length| BASE64_STANDARD.encode(vec![7; length]);
     let file = format!(
-        r#"{{"version":1,"kdf":"PBKDF2-HMAC-SHA256","rounds":99999,"salt":"{}","cipher":"AES-256-GCM","nonce":"{}","ciphertext":"{}","tag":"{}"}}"#,
+        concat!(
+            r#"{{"version":1,"kdf":"PBKDF2-HMAC-SHA256","rounds":99999,"salt":"{}","cipher":"AES-256-GCM","#,
+            r#""nonce":"{}","ciphertext":"{}","tag":"{}"}}"#
+        ),
         binary(16),
         binary(12),
         binary(40),

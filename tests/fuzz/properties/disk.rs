@@ -1,4 +1,4 @@
-//! Files read back from disk: accounts, the client's memory of others, the kept history, the mailbox file, certificates.
+//! Files that are read back: accounts, the client's records, the history, the mailbox file, certificates.
 //!
 //! All files are in the system's temporary folder: `TMPDIR=/dev/shm` keeps them off the disk.
 
@@ -56,7 +56,7 @@ impl Drop for Folder {
     }
 }
 
-/// An error names the file, the line and what to do; the file is unchanged.
+/// Checks that an error names the file and the line, and that the file is unchanged.
 fn refused(error: &io::Error, path: &Path, bytes: &[u8]) {
     let text = error.to_string();
     assert!(text.contains("is damaged") && text.contains(": line "), "{text}");
@@ -64,7 +64,7 @@ fn refused(error: &io::Error, path: &Path, bytes: &[u8]) {
     assert!(fs::read(path).expect("there") == bytes, "untouched");
 }
 
-/// No content is lost: it is in the file, to which a line end may have been added, or set aside.
+/// Checks that no content is lost: it is in the file, to which a line end may have been added, or set aside.
 fn nothing_is_lost(path: &Path, bytes: &[u8]) {
     let aside: Vec<u8> = asides(path).iter().flat_map(|aside| fs::read(aside).expect("there")).collect();
     let mut now = fs::read(path).expect("there");
@@ -89,7 +89,8 @@ fn users(data: &[u8]) {
         let mut line = match choices.below(4) {
             0 => format!("{{\"name\":\"{name}\",\"removed\":true}}\n").into_bytes(),
             _ => format!(
-                "{{\"name\":\"{name}\",\"salt\":\"{KEY}\",\"rounds\":{rounds},\"password_key\":\"{KEY}\",\"identity\":\"{KEY}\"}}\n"
+                "{{\"name\":\"{name}\",\"salt\":\"{KEY}\",\"rounds\":{rounds},\
+                \"password_key\":\"{KEY}\",\"identity\":\"{KEY}\"}}\n"
             )
             .into_bytes(),
         };
@@ -116,7 +117,7 @@ fn users(data: &[u8]) {
         let mut notices = Vec::new();
         accounts::check(&folder.0, &mut notices).map(|()| notices)
     };
-    let (found, mut notices) = (check().map(|notices| (told(&folder), notices)), Vec::new());
+    let (found, mut notices) = (check().map(|notices| (listed(&folder), notices)), Vec::new());
     match Accounts::open(&folder.0, &mut notices) {
         Err(error) => {
             refused(&error, &path, &bytes);
@@ -138,7 +139,7 @@ fn users(data: &[u8]) {
             drop(accounts);
             let again = check().expect("the same again");
             assert!(
-                told(&folder) == found && !again.iter().any(|line| line.contains("a start")),
+                listed(&folder) == found && !again.iter().any(|line| line.contains("a start")),
                 "{again:?}"
             );
             match checked.iter().any(|notice| notice.contains("rewrites")) {
@@ -151,10 +152,11 @@ fn users(data: &[u8]) {
     }
 }
 
-/// 32 bytes.
+/// 32 bytes in base64.
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
-fn told(folder: &Folder) -> Vec<(String, u32)> {
+/// Name and rounds of each account, as `server user list` reads them.
+fn listed(folder: &Folder) -> Vec<(String, u32)> {
     let accounts = accounts::list(&folder.0).expect("it was read before");
     let mut all: Vec<_> = accounts.iter().map(|account| (account.name.to_string(), account.rounds)).collect();
     all.sort_by_key(|(name, _)| name.to_lowercase());
@@ -244,16 +246,24 @@ fn records(bytes: &[u8]) {
 fn some_records() -> Vec<Vec<u8>> {
     let user = |name: &str, verified: bool, decided: bool| {
         format!(
-            "{{\"server\":\"a:1\",\"name\":\"{name}\",\"identity\":\"{KEY}\",\"verified\":{verified},\"decided\":{decided}}}\n"
+            "{{\"server\":\"a:1\",\"name\":\"{name}\",\"identity\":\"{KEY}\",\
+            \"verified\":{verified},\"decided\":{decided}}}\n"
         )
     };
     let texts = [
         user("bob", false, false) + &user("Bob", true, true) + &user("bob", true, false),
-        format!("{{\"server\":\"a:1\",\"fingerprint\":\"{KEY}\"}}\n{{\"server\":\"\",\"fingerprint\":\"{KEY}\"}}\n"),
-        "{\"server\":\"a:1\",\"name\":\"Bob\",\"ignored\":true}\n{\"server\":\"a:1\",\"name\":\"bob\",\"ignored\":false}\n".into(),
+        format!(
+            "{{\"server\":\"a:1\",\"fingerprint\":\"{KEY}\"}}\n{{\"server\":\"\",\"fingerprint\":\"{KEY}\"}}\n"
+        ),
+        "{\"server\":\"a:1\",\"name\":\"Bob\",\"ignored\":true}\n\
+        {\"server\":\"a:1\",\"name\":\"bob\",\"ignored\":false}\n"
+            .into(),
         "{\"name\":\"bob\",\"until\":18446744073709551615}\n\n{\"name\":\"\",\"until\":0}\n".into(),
         // A record that is valid in every file.
-        format!("{{\"server\":\"a:1\",\"name\":\"bob\",\"identity\":\"{KEY}\",\"fingerprint\":\"{KEY}\",\"verified\":true,\"decided\":true,\"ignored\":true,\"until\":1}}\n"),
+        format!(
+            "{{\"server\":\"a:1\",\"name\":\"bob\",\"identity\":\"{KEY}\",\"fingerprint\":\"{KEY}\",\
+            \"verified\":true,\"decided\":true,\"ignored\":true,\"until\":1}}\n"
+        ),
         format!("{}\n", "x".repeat(4095)),
         format!("\u{feff}\r\n{}\0\0\0", user("bob", true, true).replace('\n', " \r\n \n")),
         user("bob", true, true).trim_end().into(),
@@ -287,7 +297,7 @@ fn only_file(folder: &Path) -> (String, Vec<u8>) {
     (name, fs::read(path).expect("there"))
 }
 
-/// Its messages.
+/// The messages of the history file.
 fn kept() -> VecDeque<Message> {
     let texts = ["one", "two\nlines, @alice", "", "é"];
     let from = name("bob");
@@ -363,7 +373,7 @@ fn taken(id: u8) -> Taken {
     Taken { key, from: name("bob"), session, sequence: id.into(), id: [id; 32] }
 }
 
-/// The mailbox file of alice, which must load, and its records as far as they were read.
+/// The mailbox file of alice, which must load, and which of its four records were read.
 fn mailbox_in(folder: &Path) -> (MailboxFile, [bool; 4]) {
     let mut mailbox = MailboxFile::new(&options_in(folder), &name("alice"), &IDENTITY);
     mailbox.load(&mut Vec::new()).expect("loads");
@@ -407,7 +417,7 @@ fn mailbox(data: &[u8]) {
 /// A certificate file is either a certificate with a known end, or an error that names the path.
 /// PROTOCOL#server-key.
 fn certificates(bytes: &[u8]) {
-    // The certificate in the form in which the client gets it from TLS.
+    // As DER, in which form the client gets it from TLS.
     if let Some(facts) = certificate::facts(bytes) {
         assert!(facts.not_after < 1 << 48, "year 9999 at the latest");
         for now in [0, facts.not_after, u64::MAX] {

@@ -47,7 +47,7 @@ impl<'a> Choices<'a> {
         from[self.below(from.len())]
     }
 
-    /// The next `length` bytes, or fewer at the end.
+    /// The next `count` bytes, or fewer at the end.
     pub fn bytes(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
@@ -64,7 +64,7 @@ impl<'a> Choices<'a> {
         self.0.is_empty()
     }
 
-    /// Alters bytes in one place: changes, removes or adds some.
+    /// Changes, removes or adds a byte, or removes all bytes from some position on.
     pub fn edit(&mut self, bytes: &mut Vec<u8>) {
         let kind = self.below(4);
         let at = self.below(65_535) % (bytes.len() + 1);

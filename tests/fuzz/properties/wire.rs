@@ -70,8 +70,8 @@ fn near_the_limits(choices: &mut Choices<'_>, limits: [usize; 3]) -> Vec<u8> {
     stream
 }
 
-/// All frames, the first of which are always lines, as before a login; then the remaining bytes, or the error for an
-/// overlong frame.
+/// Reads all frames; the first ones are always lines, as before a login. Also returns the remaining bytes, or the error
+/// for an overlong frame.
 fn read(
     pieces: &[&[u8]],
     [limit_before, limit, packet_limit]: [usize; 3],
@@ -107,12 +107,11 @@ fn read(
     (frames, Ok(left))
 }
 
-/// A decoded message of either side is encoded as one line with the same meaning. The line grows only by members that
-/// were absent.
+/// A decoded message of either side is encoded as one line with the same meaning, and of limited length.
 /// PROTOCOL#json, PROTOCOL#not-a-message, PROTOCOL#base64, PROTOCOL#commas.
 fn messages(line: &[u8]) {
     if let Ok(message) = ClientMessage::decode(line) {
-        let again = stable(line, message.encode());
+        let again = limited(line, message.encode());
         let second = ClientMessage::decode(&again[..again.len() - 1]).expect("what was encoded decodes");
         assert_eq!(text(&second.encode()), text(&again));
         if let ClientMessage::EncryptedSend(send) = message {
@@ -120,13 +119,14 @@ fn messages(line: &[u8]) {
         }
     }
     if let Ok(message) = ServerMessage::decode(line) {
-        let again = stable(line, message.encode());
+        let again = limited(line, message.encode());
         let second = ServerMessage::decode(&again[..again.len() - 1]).expect("what was encoded decodes");
         assert_eq!(text(&second.encode()), text(&again));
     }
 }
 
-fn stable(line: &[u8], encoded: Vec<u8>) -> Vec<u8> {
+/// Checks that the encoding of a decoded line is one line of limited length: escapes and absent members make it longer.
+fn limited(line: &[u8], encoded: Vec<u8>) -> Vec<u8> {
     assert_eq!(encoded.iter().position(|byte| *byte == b'\n'), Some(encoded.len() - 1), "one line");
     assert!(encoded.len() <= 4 * line.len() + 128, "{} bytes of {}", encoded.len(), line.len());
     encoded
