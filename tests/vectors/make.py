@@ -125,6 +125,12 @@ def b64(data):
     return base64.b64encode(data).decode()
 
 
+def pad(text):
+    """Length (32 bits, big-endian), text, zeros up to a multiple of 256."""
+    padded = len(text).to_bytes(4, "big") + text
+    return padded + bytes(-len(padded) % 256)
+
+
 # Primitives.
 
 
@@ -300,10 +306,8 @@ def sealed_vector(what, owner, server, records):
     key = HMAC.new(secret, fields(label(what + " key"), owner, server), SHA256).digest()
     lines, last = "", b""
     for index, record in enumerate(records):
-        padded = len(record).to_bytes(4, "big") + record
-        padded += bytes(-len(padded) % 256)
         nonce = random(12)
-        data, last = gcm(key, nonce, fields(label(what), owner, server, index, last), padded)
+        data, last = gcm(key, nonce, fields(label(what), owner, server, index, last), pad(record))
         lines += json.dumps({"nonce": b64(nonce), "data": b64(data), "tag": b64(last)}) + "\n"
     file = owner + "_" + sha256(server.encode()).hex()[:16]
     return {"owner": owner, "server": server, "key": key.hex(), "file": file, "text": lines}
@@ -401,7 +405,7 @@ def resumption_vector(name, received, exporter):
 
 
 def fake_salt_vector(name):
-    """What the server answers for a name that has no account: the salt is of the name as it was typed."""
+    """The salt of a challenge for a name without an account, computed from the name as it was typed."""
     secret = stream("fake salt")(32)
     salt = hmac_sha256(secret, fields(label("fake salt"), name))
     return {"name": name, "secret": secret.hex(), "salt": salt.hex()}
@@ -421,12 +425,6 @@ def safety_number_vector(one, other):
     }
 
 
-def pad(text):
-    """Length (32 bits, big-endian), text, zeros up to a multiple of 256."""
-    padded = len(text).to_bytes(4, "big") + text
-    return padded + bytes(-len(padded) % 256)
-
-
 # The fingerprint of the server's key.
 SERVER = sha256(b"the server's key")
 
@@ -437,7 +435,10 @@ def member_list(names):
 
 
 def envelope_vector(what, kind, scope, text, sequence, **wrong):
-    """`wrong` replaces one step by another value: correctly signed, but not to be opened (but for `again` and `members`)."""
+    """`wrong` replaces the value of one step.
+
+    The envelope is correctly signed, but must not open, unless only `again` or `members` is replaced.
+    """
     random = stream(what)
     sender, recipient = "alice", "Bob-2"
     key, nonce, time = random(32), random(12), 1_800_000_000_123
@@ -466,7 +467,8 @@ def envelope_vector(what, kind, scope, text, sequence, **wrong):
     padded = wrong.get("padded", pad(plaintext))
     ciphertext, tag = eax(key, nonce, wrong.get("counter", 0), wrong.get("associated", header), padded)
     oaep_label = wrong.get("oaep_label", sha256(header))
-    wrapped = wrong.get("key_id", fingerprint(SESSION)[:8]) + oaep(SESSION, key[: wrong.get("key_length", 32)], oaep_label, random)
+    block = oaep(SESSION, key[: wrong.get("key_length", 32)], oaep_label, random)
+    wrapped = wrong.get("key_id", fingerprint(SESSION)[:8]) + block
     signed = fields(label("envelope signature"), header, nonce, sha256(ciphertext + tag))
     line = {
         "type": "encrypted_message",
@@ -508,7 +510,9 @@ def envelope_vectors():
     return [
         envelope_vector("a private message", "message", "private", hello, 1),
         envelope_vector("a room message that fills its bucket", "message", "room", b"x" * 239, 2),
-        envelope_vector("a message in a room of three", "message", "room", hello, 3, members=["Bob-2", "alice", "carol"]),
+        envelope_vector(
+            "a message in a room of three", "message", "room", hello, 3, members=["Bob-2", "alice", "carol"]
+        ),
         envelope_vector("a broadcast one byte over its bucket", "message", "broadcast", b"y" * 253, 2**53),
         envelope_vector("an opened room, without text", "room_opened", "room", b"", 4),
         envelope_vector("a left room, without text", "room_left", "room", b"", 5),
@@ -557,7 +561,7 @@ def wrong_list_vectors():
 
 
 def chunk_vector(start, text):
-    """The last chunk of a file, when the chunks before `start` are there already."""
+    """The last chunk of a file, after a recipient has the chunks before `start`."""
     random = stream(f"chunk {start}")
     transfer, transfer_key, key, nonce = random(16), random(32), random(32), random(12)
     oaep_label = sha256(fields(label("chunk keys"), transfer, start))
