@@ -618,6 +618,16 @@ fn exit_and_login_point_to_messages_in_hidden_views() {
     terminal.keys(&["C-c"]);
     let screen = terminal.expect("* here are 2 unread messages; /exit again leaves");
     assert!(screen.contains("from afar") && screen.contains("again"), "{screen}");
+    // Two views.
+    let mut carol = server.client("carol").ready();
+    terminal.keys(&["M-1"]);
+    bob.say("/msg alice three");
+    carol.say("/msg alice four");
+    terminal.expect("2 bob? (1)  3 carol? (1)");
+    terminal.enter("/exit");
+    terminal.expect("* here is an unread message; /exit again shows the next");
+    terminal.enter("/exit");
+    terminal.expect("* here is an unread message; /exit again leaves");
 }
 
 #[test]

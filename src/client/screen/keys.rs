@@ -224,7 +224,8 @@ impl Screen {
                 1 => "is an unread message".into(),
                 _ => format!("are {count} unread messages"),
             };
-            self.views.notice(format!("here {them}; /exit again leaves"));
+            let next = if self.views.conversations.unread().is_some() { "shows the next" } else { "leaves" };
+            self.views.notice(format!("here {them}; /exit again {next}"));
             return exit;
         }
         if leaves && (self.over.is_some() || self.session.is_leaving() || self.lines.waiting().any(is_exit)) {

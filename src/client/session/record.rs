@@ -12,7 +12,7 @@ use crate::client::text::{folded, mentions, sanitise_lines};
 use crate::name::Username;
 use std::collections::VecDeque;
 
-/// The most bytes of text: 1,000 messages of the usual length use a tenth of it, the longest has 48 KiB.
+/// The most bytes of text: 1,000 messages of the usual length use a tenth of it, the longest has 96 KiB.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
 /// The latest messages, the oldest first. MANUAL#commands.
