@@ -248,6 +248,19 @@ mod tests {
         assert!(queue.next().is_none());
     }
 
+    #[test]
+    fn unacknowledged_frames_are_limited() {
+        let queue = begun();
+        assert_eq!((0..2000).filter(|_| queue.say(&ClientMessage::Logout)).count(), MAX_LINES);
+        let queue = begun();
+        packet(&queue, &"x".repeat(MAX_KEPT + 1));
+        next(&queue);
+        let refused = queue.packet("y".into(), Vec::new(), Duration::ZERO).expect_err("no room");
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        assert!(queue.acknowledge(1));
+        packet(&queue, "y");
+    }
+
     /// PROTOCOL#kept, PROTOCOL#sent-again.
     #[test]
     fn exactly_the_unacknowledged_frames_are_resent_in_order() {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 /// Constants of the compared files that are no limits of the protocol: sizes that follow from the primitives, and
 /// choices of this server.
-const OTHERS: [&str; 22] = [
+const OTHERS: [&str; 23] = [
     "VERSION",
     "RSA_BITS",
     "RSA_BYTES",
@@ -25,6 +25,7 @@ const OTHERS: [&str; 22] = [
     "MAX_WRITERS",
     "SPARE_DESCRIPTORS",
     "MAPPINGS_PER_THREAD",
+    "SPARE_MAPPINGS",
     "MAX_REMEMBERED",
     "DAY",
     "DIGITS",
